@@ -1,0 +1,93 @@
+"""The errors that a caller of the service can cause or meet, each with its HTTP status.
+
+Every class below becomes one RFC 9457 problem on `/v1/*` and one line on the command line.
+`param` names the offending field and `detail` the offending value; internals never leak.
+"""
+
+from __future__ import annotations
+
+
+class AppError(Exception):
+    """Base of all errors that may be shown to a user."""
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+    user_error = True  # the console command prints these without a traceback
+
+    def __init__(
+        self, detail: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BundleError(AppError):
+    """A bundle that is missing, damaged, of another version or inconsistent."""
+
+    code = "bad_bundle"
+    title = "The model bundle cannot be used"
+
+
+class BadJson(AppError):
+    status = 400
+    code = "bad_json"
+    title = "The body is not valid JSON"
+
+
+class InvalidField(AppError):
+    status = 422
+    code = "invalid_field"
+    title = "A field is not valid"
+
+
+class UnknownLanguage(InvalidField):
+    code = "unknown_language"
+    title = "The language or language pair is not served"
+
+
+class TooLong(InvalidField):
+    code = "too_long"
+    title = "The text is longer than the limit"
+
+
+class BodyTooLarge(AppError):
+    status = 413
+    code = "body_too_large"
+    title = "The body is larger than the limit"
+
+
+class UnsupportedMediaType(AppError):
+    status = 415
+    code = "unsupported_media_type"
+    title = "The content type is not supported"
+
+
+class QueueFull(AppError):
+    status = 503
+    code = "queue_full"
+    title = "The queue is full"
+
+
+class NotReady(AppError):
+    """Loading or draining."""
+
+    status = 503
+    code = "not_ready"
+    title = "The server is not ready"
+
+
+class EngineFailed(AppError):
+    """A run of the model failed and the request could not be retried."""
+
+    status = 500
+    code = "engine_failed"
+    title = "The model failed on this request"
+
+
+class DeadlineExceeded(AppError):
+    status = 504
+    code = "deadline_exceeded"
+    title = "The deadline passed before the answer was complete"

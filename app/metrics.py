@@ -1,0 +1,71 @@
+"""All Prometheus metrics of the service, in one registry per application.
+
+Engine and HTTP layer receive a `Metrics` and set its fields; nothing here knows them. Names follow
+the Prometheus naming guide: prefix, base unit, `_total` for counters. Labels are bounded sets:
+route templates, methods, status codes, the bundle's name and finish reasons, never user data.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_FAST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """The service's instruments; `render` gives the text exposition format."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        # HTTP
+        self.requests = Counter(
+            "gpt2mt_http_requests", "Requests answered.", ["endpoint", "method", "status"], registry=r
+        )
+        self.request_duration = Histogram(
+            "gpt2mt_http_request_duration_seconds", "From the first byte in to the last byte out.",
+            ["endpoint"], buckets=_SLOW, registry=r,
+        )
+        self.requests_in_flight = Gauge(
+            "gpt2mt_http_requests_in_flight", "Requests being answered now.", registry=r
+        )
+        # Engine
+        self.queue_depth = Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
+        self.active_slots = Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
+        self.slots = Gauge("gpt2mt_slots", "KV slots there are.", registry=r)
+        self.batch_size = Histogram(
+            "gpt2mt_decode_batch_size", "Rows of a decode run.", buckets=_SIZES, registry=r
+        )
+        self.prefill_tokens = Histogram(
+            "gpt2mt_prefill_run_tokens", "Prompt tokens of a prefill run.",
+            buckets=_TOKENS, registry=r,
+        )
+        self.prompt_tokens = Counter("gpt2mt_prompt_tokens", "Prompt tokens read.", registry=r)
+        self.generated_tokens = Counter(
+            "gpt2mt_generated_tokens", "Tokens generated.", registry=r
+        )
+        self.sequences = Counter(
+            "gpt2mt_sequences", "Sequences finished.", ["finish_reason"], registry=r
+        )
+        self.queue_time = Histogram(
+            "gpt2mt_queue_time_seconds", "From submission to prefill.", buckets=_FAST, registry=r
+        )
+        self.time_to_first_token = Histogram(
+            "gpt2mt_time_to_first_token_seconds", "From submission to the first token.",
+            buckets=_FAST, registry=r,
+        )
+        self.inter_token_latency = Histogram(
+            "gpt2mt_inter_token_latency_seconds", "Between two tokens of one sequence.",
+            buckets=_FAST, registry=r,
+        )
+        self.run_failures = Counter(
+            "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r
+        )
+        self.info = Gauge(
+            "gpt2mt_model_info", "1, labelled with the bundle.", ["model", "precision"], registry=r
+        )
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
