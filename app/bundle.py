@@ -1,0 +1,339 @@
+"""The bundle: a directory with manifest.json, tokenizer.json and model.onnx, checked when opened.
+
+The manifest is the only thing that training and serving share: dimensions, graph names, special
+ids, prompt templates, languages, limits, scores, provenance travel in it as data. `Bundle.open`
+reads it, compares every file with its recorded size and hash and the tokenizer with the model, and
+raises `BundleError` naming what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from tokenizers import Tokenizer
+
+from app.errors import BundleError
+
+MANIFEST: Final = "manifest.json"
+MODEL: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+FORMAT: Final = "gpt2-mt-bundle"
+FORMAT_VERSION: Final = 1
+TEMPLATE_FIELDS: Final = {
+    "translate": frozenset({"{source}", "{target}", "{text}"}),
+    "generate": frozenset({"{text}"}),
+}
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+
+Count = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Code = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
+LayerName = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{layer\}[^{}]*$")]
+Pair = tuple[Code, Code]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FileEntry(_Part):
+    sha256: Sha256
+    bytes: Count
+
+
+class ModelSpec(_Part):
+    architecture: Literal["gpt2"]
+    layers: Count
+    heads: Count
+    width: Count
+    head_size: Count
+    vocabulary: Count
+    context: Count
+    parameters: Count
+    precision: Literal["fp32", "int8", "fp16"]
+    mask: Literal["causal"]
+
+
+class GraphSpec(_Part):
+    """Names of the graph's inputs and outputs; cache names hold `{layer}`.
+
+    ids (batch, time) int64; seqlens_k (batch,) int32, cached tokens + new ones - 1;
+    total_sequence_length () int32; caches (batch, heads, capacity, head_size), past and present in
+    one buffer; logits (batch, vocabulary) float32 of the last valid position. Positions and the
+    index of that last position are derived inside the graph.
+    """
+
+    ids: str = "input_ids"
+    seqlens_k: str = "seqlens_k"
+    total_sequence_length: str = "total_sequence_length"
+    past_key: LayerName = "past_key.{layer}"
+    past_value: LayerName = "past_value.{layer}"
+    present_key: LayerName = "present_key.{layer}"
+    present_value: LayerName = "present_value.{layer}"
+    logits: str = "logits"
+    cache_dtype: Literal["float32", "float16"] = "float32"
+
+
+class LanguageTokens(_Part):
+    source: TokenId
+    target: TokenId
+
+
+class Tokens(_Part):
+    end: TokenId
+    mask: TokenId
+    separator: TokenId
+    languages: dict[Code, LanguageTokens]
+    reserved: tuple[TokenId, ...]
+
+
+class Limits(_Part):
+    context: Count
+    max_prompt_tokens: Count
+
+
+class ScoreEntry(_Part):
+    set: str
+    source: str
+    target: str
+    metric: str
+    value: float
+    signature: str
+
+
+class Corpus(_Part):
+    name: str
+    licence: str
+
+
+class Provenance(_Part):
+    corpora: tuple[Corpus, ...] = ()
+    licences: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+    commit: str = ""
+    stage: str = ""
+
+
+class Manifest(_Part):
+    format: Literal["gpt2-mt-bundle"]
+    format_version: Literal[1]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]
+    created: str
+    files: dict[str, FileEntry]
+    model: ModelSpec
+    graph: GraphSpec
+    tokens: Tokens
+    templates: dict[Literal["translate", "generate"], tuple[str, ...]]
+    languages: dict[Code, str]
+    pairs: tuple[Pair, ...]
+    limits: Limits
+    scores: tuple[ScoreEntry, ...] = ()
+    provenance: Provenance = Provenance()
+    verification: dict[str, float | int | str | None] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened and checked bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = True) -> Bundle:
+        """Read and check the bundle in `path`; `verify=False` skips the hashes only."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"no bundle at {str(folder)!r}: not a directory", param="path")
+        manifest = read_manifest(folder / MANIFEST)
+        _check_files(folder, manifest.files, verify)
+        _check_model(manifest)
+        _check_tokens(manifest)
+        _check_tokenizer(folder / TOKENIZER, manifest)
+        return cls(folder, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Parse manifest.json; a wrong format or version is reported before anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{str(path)!r} is missing", param=MANIFEST) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(f"{str(path)!r} cannot be read: {error}", param=MANIFEST) from None
+    if not isinstance(data, dict):
+        raise BundleError(f"{str(path)!r} is not a JSON object", param=MANIFEST)
+    for key, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
+        if data.get(key) != expected or isinstance(data.get(key), bool):
+            raise BundleError(
+                f"{MANIFEST}: {key} is {data.get(key)!r}, this version reads {expected!r}",
+                param=key,
+            )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            what = "unknown key"
+        elif first["type"] == "missing":
+            what = "missing"
+        else:
+            what = f"{first['msg']}, got {_shorten(first['input'])}"
+        raise BundleError(f"{MANIFEST}: {where}: {what}", param=where) from None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fail(field: str, what: str) -> BundleError:
+    return BundleError(f"{MANIFEST}: {field}: {what}", param=field)
+
+
+def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> None:
+    for required in (MODEL, TOKENIZER):
+        if required not in files:
+            raise _fail("files", f"{required} is not listed")
+    for name, entry in files.items():
+        field = f"files.{name}"
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise _fail("files", f"{name!r} is not a plain file name")
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{str(path)!r} is missing", param=field)
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(
+                f"{str(path)!r} has {size} bytes, the manifest says {entry.bytes}",
+                param=f"{field}.bytes",
+            )
+        if verify and (digest := sha256_of(path)) != entry.sha256:
+            raise BundleError(
+                f"{str(path)!r} is damaged: sha256 {digest}, the manifest says {entry.sha256}",
+                param=f"{field}.sha256",
+            )
+
+
+def _check_model(manifest: Manifest) -> None:
+    model, limits = manifest.model, manifest.limits
+    if model.heads * model.head_size != model.width:
+        raise _fail(
+            "model.head_size",
+            f"{model.heads} heads of {model.head_size} are not the width {model.width}",
+        )
+    if model.head_size % 8:
+        raise _fail("model.head_size", f"{model.head_size} is not a multiple of 8")
+    dtype = "float16" if model.precision == "fp16" else "float32"
+    if manifest.graph.cache_dtype != dtype:
+        raise _fail(
+            "graph.cache_dtype",
+            f"{manifest.graph.cache_dtype} does not fit precision {model.precision}",
+        )
+    if not 2 <= limits.context <= model.context:
+        raise _fail(
+            "limits.context", f"{limits.context} is outside 2..{model.context} (model.context)"
+        )
+    if limits.max_prompt_tokens >= limits.context:
+        raise _fail(
+            "limits.max_prompt_tokens",
+            f"{limits.max_prompt_tokens} leaves no room in limits.context {limits.context}",
+        )
+
+
+def _check_tokens(manifest: Manifest) -> None:
+    tokens, vocabulary = manifest.tokens, manifest.model.vocabulary
+    named = {"end": tokens.end, "mask": tokens.mask, "separator": tokens.separator}
+    for code, ids in tokens.languages.items():
+        named[f"languages.{code}.source"] = ids.source
+        named[f"languages.{code}.target"] = ids.target
+    named |= {f"reserved.{i}": token for i, token in enumerate(tokens.reserved)}
+    seen: dict[int, str] = {}
+    for name, token in named.items():
+        if token >= vocabulary:
+            raise _fail(f"tokens.{name}", f"id {token} is outside the vocabulary of {vocabulary}")
+        if token in seen:
+            raise _fail(f"tokens.{name}", f"id {token} is also tokens.{seen[token]}")
+        seen[token] = name
+    for code in manifest.languages:
+        if code not in tokens.languages:
+            raise _fail(f"tokens.languages.{code}", "missing, but languages names it")
+    for source, target in manifest.pairs:
+        for code in (source, target):
+            if code not in manifest.languages:
+                raise _fail("pairs", f"{source}-{target}: unknown language {code!r}")
+    if manifest.pairs and "translate" not in manifest.templates:
+        raise _fail("templates.translate", "missing, but pairs are served")
+
+
+def _check_tokenizer(path: Path, manifest: Manifest) -> None:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises bare Exception
+        raise BundleError(f"{str(path)!r} cannot be read: {error}", param=TOKENIZER) from None
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if size != manifest.model.vocabulary:
+        raise BundleError(
+            f"{TOKENIZER} has {size} tokens, the model's vocabulary is "
+            f"{manifest.model.vocabulary} (model.vocabulary)",
+            param="model.vocabulary",
+        )
+    tokens = manifest.tokens
+    special = [tokens.end, tokens.mask, tokens.separator, *tokens.reserved]
+    special += [i for ids in tokens.languages.values() for i in (ids.source, ids.target)]
+    added = tokenizer.get_added_tokens_decoder()
+    for token in special:
+        if token not in added or not added[token].special:
+            raise _fail("tokens", f"id {token} is not a special token of {TOKENIZER}")
+    for task, pieces in manifest.templates.items():
+        _check_template(task, pieces, manifest, tokenizer)
+
+
+def _check_template(
+    task: str, pieces: tuple[str, ...], manifest: Manifest, tokenizer: Tokenizer
+) -> None:
+    field = f"templates.{task}"
+    if pieces.count("{text}") != 1:
+        raise _fail(field, f"must hold the piece '{{text}}' once, got {list(pieces)}")
+    for piece in pieces:
+        for placeholder in _PLACEHOLDER.findall(piece):
+            if placeholder not in TEMPLATE_FIELDS[task]:
+                raise _fail(field, f"unknown placeholder {placeholder} in {piece!r}")
+        if piece == "{text}":
+            continue
+        for code, ids in manifest.tokens.languages.items():
+            name = piece.replace("{source}", code).replace("{target}", code)
+            token = tokenizer.token_to_id(name)
+            if token is None:
+                raise _fail(field, f"{name!r} is not a token of {TOKENIZER}")
+            if ("{source}" in piece and token != ids.source) or (
+                "{target}" in piece and token != ids.target
+            ):
+                raise _fail(
+                    f"tokens.languages.{code}", f"{name!r} has id {token} in {TOKENIZER}"
+                )
+            if "{" not in piece:
+                break
