@@ -74,7 +74,9 @@ class Request:
 class Decoder(Protocol):
     """A causal decoder over a pool of KV slots. Called by one thread only.
 
-    The same tokens give bit-identical logits in any slot and any company.
+    The same tokens give bit-identical logits in any slot and any company. A call that raises may
+    have written only the positions that it was asked to write, so it can be repeated. Returned
+    logits are read before the next call.
     """
 
     slots: int

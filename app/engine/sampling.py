@@ -1,0 +1,149 @@
+"""From logits to the next token of each row: greedy, temperature, top-k, top-p, repetition penalty.
+
+In go the logits of a run (n, vocabulary) and, for rows that want more than greedy, a `Sampler`
+with the row's history; out come token ids and the log-probability of each under the model's own
+distribution. Every row is worked on alone, over its own contiguous memory, and a sampler draws one
+number per token from its own generator: neither company nor load can change an answer. A row whose
+logits are not finite gets the log-probability NaN, for the caller to treat as failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.request import Sampling
+
+_BLOCK = 128  # values per block where a row is searched in two levels
+_NUCLEUS = (64, 1024)  # sizes tried for top-p before the whole row is sorted
+
+
+class Sampler:
+    """The random state and options of one sequence."""
+
+    def __init__(self, options: Sampling) -> None:
+        self.options = options
+        # Philox: any two seeds give independent streams, and its raw stream is fixed by numpy.
+        self._bits = np.random.Philox(key=options.seed % 2**64)
+
+    def uniform(self) -> float:
+        """The next number of [0, 1): one per sampled token, whatever the options are."""
+        return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
+
+    def pick(self, row: NDArray[np.float32], history: NDArray[np.int64]) -> int:
+        """The next token of one row (vocabulary,); `history` is prompt and output so far."""
+        o = self.options
+        x = row.astype(np.float64)
+        if o.repetition_penalty != 1.0:
+            penalise(x, history, o.repetition_penalty)
+        if o.temperature == 0.0:
+            return int(x.argmax())
+        x -= x.max()
+        x /= o.temperature
+        ids = largest(x, o.top_k) if 0 < o.top_k < x.size else None
+        weights = np.exp(x if ids is None else x[ids])
+        if o.top_p < 1.0:
+            kept = nucleus(weights, o.top_p)
+            ids = kept if ids is None else ids[kept]
+            weights = weights[kept]
+        index = draw(weights, self.uniform())
+        return index if ids is None else int(ids[index])
+
+
+def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
+    """The best token of each row (the lowest id on ties) and its log-probability."""
+    ids = np.empty(len(logits), np.int64)
+    logprobs: list[float] = []
+    scratch = np.empty(logits.shape[1], np.float32)  # one row: stays in the cache
+    with np.errstate(all="ignore"):
+        for i, row in enumerate(logits):
+            best = row.argmax()
+            ids[i] = best
+            np.subtract(row, row[best], out=scratch)
+            np.exp(scratch, out=scratch)
+            total = float(np.add.reduce(scratch))
+            logprobs.append(-math.log(total) if math.isfinite(total) else math.nan)
+    return ids, logprobs
+
+
+def choose(
+    logits: NDArray[np.float32], rows: Sequence[tuple[Sampler, NDArray[np.int64]] | None]
+) -> tuple[NDArray[np.int64], list[float]]:
+    """The next token of each row and its log-probability; a row that is None is plain greedy."""
+    ids, logprobs = greedy(logits)
+    for i, state in enumerate(rows):
+        if state is None or math.isnan(logprobs[i]):
+            continue
+        sampler, history = state
+        row = logits[i]
+        with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
+            token = sampler.pick(row, history)
+        logprobs[i] += float(row[token]) - float(row[ids[i]])
+        ids[i] = token
+    return ids, logprobs
+
+
+def penalise(x: NDArray[np.float64], history: NDArray[np.int64], penalty: float) -> None:
+    """CTRL's repetition penalty, in place: every token seen before becomes less likely."""
+    seen = x[history]
+    x[history] = np.where(seen < 0, seen * penalty, seen / penalty)
+
+
+def largest(x: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Ascending indices of the k largest values, 0 < k <= x.size, and of all ties of the k-th."""
+    blocks = x.size // _BLOCK
+    if k > blocks:
+        return np.flatnonzero(x >= _kth(x, k))
+    # k blocks have a maximum of at least `floor`, so the k-th largest value is no lower.
+    floor = _kth(x[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1), k)
+    ids = np.flatnonzero(x >= floor)
+    values = x[ids]
+    return ids[values >= _kth(values, k)]
+
+
+def _kth(x: NDArray[np.float64], k: int) -> np.float64:
+    value: np.float64 = np.partition(x, x.size - k)[x.size - k]
+    return value
+
+
+def nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Ascending indices of the fewest largest weights that make up `top_p` of the sum; never none.
+
+    Of equal weights the lower index goes first.
+    """
+    target = top_p * float(weights.sum())
+    for k in (*_NUCLEUS, weights.size):
+        k = min(k, weights.size)
+        ids = largest(weights, k) if k < weights.size else np.arange(k)
+        order = ids[np.argsort(-weights[ids], kind="stable")]
+        cumulated = np.cumsum(weights[order])
+        if cumulated[-1] >= target:
+            break
+    count = int(np.searchsorted(cumulated, target)) + 1
+    return np.sort(order[:count])
+
+
+def draw(weights: NDArray[np.float64], u: float) -> int:
+    """The index that `u` of [0, 1) falls on when the weights are laid end to end."""
+    if weights.size <= 2 * _BLOCK:
+        return _locate(weights, u * float(np.cumsum(weights)[-1]))
+    blocks = -(-weights.size // _BLOCK)
+    padded = np.zeros(blocks * _BLOCK)
+    padded[: weights.size] = weights
+    table = padded.reshape(blocks, _BLOCK)
+    sums = table.sum(axis=1)
+    ends = np.cumsum(sums)
+    target = u * float(ends[-1])
+    block = _locate(sums, target)
+    rest = max(target - float(ends[block] - sums[block]), 0.0)
+    return block * _BLOCK + _locate(table[block], rest)
+
+
+def _locate(weights: NDArray[np.float64], target: float) -> int:
+    """The first index whose cumulated weight exceeds the target; at the end, the last with any."""
+    ends = np.cumsum(weights)
+    index = int(np.searchsorted(ends, target, side="right"))
+    return index if index < weights.size else int(np.searchsorted(ends, ends[-1]))

@@ -1,0 +1,194 @@
+"""Sampling: fast paths against obvious references, against transformers, and alone against batch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.engine.request import Sampling
+from app.engine.sampling import Sampler, choose, draw, greedy, largest, nucleus, penalise
+
+NONE = np.empty(0, np.int64)
+
+
+def logits(rows: int, vocabulary: int, seed: int = 0) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, vocabulary)) * 4).astype(np.float32)
+
+
+def slow_largest(x: NDArray[np.float64], k: int) -> list[int]:
+    kth = sorted(x.tolist(), reverse=True)[k - 1]
+    return [i for i, value in enumerate(x.tolist()) if value >= kth]
+
+
+def slow_nucleus(weights: NDArray[np.float64], top_p: float) -> list[int]:
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    target, total, kept = top_p * float(weights.sum()), 0.0, []
+    for i in order:
+        kept.append(i)
+        total += weights[i]
+        if total >= target:
+            break
+    return sorted(kept)
+
+
+def slow_draw(weights: NDArray[np.float64], u: float) -> int:
+    target, total = u * math.fsum(weights), 0.0
+    for i, weight in enumerate(weights.tolist()):
+        total += weight
+        if total > target:
+            return i
+    return int(np.flatnonzero(weights)[-1])
+
+
+@pytest.mark.parametrize("vocabulary", [7, 128, 1000, 16384])
+def test_greedy_is_argmax_and_log_softmax(vocabulary: int) -> None:
+    x = logits(9, vocabulary)
+    ids, logprobs = greedy(x)
+    assert ids.tolist() == x.argmax(1).tolist()
+    exact = x.astype(np.float64)
+    for row, token, logprob in zip(exact, ids, logprobs, strict=True):
+        reference = row[token] - row.max() - math.log(np.exp(row - row.max()).sum())
+        assert logprob == pytest.approx(reference, abs=2e-6)
+
+
+def test_ties_go_to_the_lowest_id() -> None:
+    x = np.zeros((2, 300), np.float32)
+    x[1, [50, 20, 290]] = 3.0
+    assert greedy(x)[0].tolist() == [0, 20]
+
+
+def test_a_row_that_is_not_finite_is_marked_and_harms_no_other() -> None:
+    x = logits(4, 500)
+    x[0, 3], x[1, 3], x[2] = np.nan, np.inf, -np.inf
+    rows = [(Sampler(Sampling(1.0)), NONE) for _ in range(4)]
+    ids, logprobs = choose(x, rows)
+    assert [math.isnan(p) for p in logprobs] == [True, True, True, False]
+    alone = choose(x[3:], [(Sampler(Sampling(1.0)), NONE)])
+    assert (ids[3], logprobs[3]) == (alone[0][0], alone[1][0])
+
+
+@pytest.mark.parametrize("vocabulary", [40, 128 * 20, 128 * 20 + 77])
+def test_largest_equals_sorting(vocabulary: int) -> None:
+    for seed in range(6):
+        x = logits(1, vocabulary, seed)[0].astype(np.float64)
+        if seed % 2:
+            x = np.round(x)  # many ties
+        for k in (1, 2, 19, 20, 21, 39, vocabulary):
+            assert largest(x, k).tolist() == slow_largest(x, k)
+
+
+def test_nucleus_equals_sorting() -> None:
+    for seed in range(4):
+        for scale in (0.05, 0.5, 3.0):  # flat rows need the whole sort, peaked ones do not
+            x = logits(1, 5000, seed)[0].astype(np.float64) * scale
+            if seed == 3:
+                x = np.round(x)
+            weights = np.exp(x - x.max())
+            for top_p in (0.0, 0.3, 0.9, 0.999):
+                assert nucleus(weights, top_p).tolist() == slow_nucleus(weights, top_p)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 257, 5000])
+def test_draw_equals_walking(vocabulary: int) -> None:
+    rng = np.random.default_rng(1)
+    weights = np.exp(logits(1, vocabulary)[0].astype(np.float64))
+    weights[rng.random(vocabulary) < 0.3] = 0.0
+    weights[0] = 0.0
+    for u in [0.0, *rng.random(150).tolist(), 1 - 2.0**-53]:
+        index = draw(weights, u)
+        assert index == slow_draw(weights, u)
+        assert weights[index] > 0
+
+
+def test_draw_follows_the_weights() -> None:
+    sampler = Sampler(Sampling(1.0, seed=3))
+    weights = np.array([1.0, 0.0, 2.0, 5.0])
+    counts = np.bincount([draw(weights, sampler.uniform()) for _ in range(8000)], minlength=4)
+    assert counts[1] == 0
+    assert np.abs(counts / 8000 - weights / 8).max() < 0.02
+
+
+OPTIONS = [
+    Sampling(0.7, seed=1),
+    Sampling(1.3, top_k=40, seed=2),
+    Sampling(1.0, top_p=0.9, seed=3),
+    Sampling(0.9, top_k=300, top_p=0.95, repetition_penalty=1.3, seed=4),
+    Sampling(0.0, repetition_penalty=1.5),
+]
+
+
+def test_a_row_alone_equals_the_row_in_a_batch() -> None:
+    x = logits(32, 16384)
+    history = np.array([1, 5, 5, 800])
+
+    def states() -> list[tuple[Sampler, NDArray[np.int64]] | None]:
+        options = [None, *OPTIONS]
+        wanted = [options[i % len(options)] for i in range(32)]
+        return [None if o is None else (Sampler(o), history) for o in wanted]
+
+    together = states()
+    first, second = choose(x, together), choose(x[::-1], together[::-1])
+    for i, state in enumerate(states()):
+        for step, batch in ((i, first), (31 - i, second)):
+            row = np.array(x[i : i + 1], copy=True)
+            ids, logprobs = choose(row, [state])
+            assert (ids[0], logprobs[0]) == (batch[0][step], batch[1][step])
+
+
+def test_the_log_probability_is_the_models_own() -> None:
+    x = logits(1, 3000)
+    exact = x[0].astype(np.float64)
+    reference = exact - exact.max() - math.log(np.exp(exact - exact.max()).sum())
+    for option in OPTIONS:
+        ids, logprobs = choose(x, [(Sampler(option), np.array([int(x.argmax())]))])
+        assert logprobs[0] == pytest.approx(reference[ids[0]], abs=1e-5)
+
+
+def test_same_seed_same_stream_one_number_per_token() -> None:
+    row = logits(1, 400)[0]
+    one, two = Sampler(Sampling(1.0, top_k=5, seed=-9)), Sampler(Sampling(1.0, seed=-9))
+    for _ in range(5):
+        one.pick(row, NONE)
+        two.pick(row, NONE)
+    assert one.uniform() == two.uniform()
+    assert Sampler(Sampling(seed=1)).uniform() != Sampler(Sampling(seed=2)).uniform()
+
+
+def test_extreme_options() -> None:
+    row = logits(1, 4000)[0]
+    best = int(row.argmax())
+    with np.errstate(all="ignore"):
+        for option in (
+            Sampling(1e-30), Sampling(5.0, top_k=1), Sampling(5.0, top_p=0.0), Sampling(1e-320)
+        ):
+            assert Sampler(option).pick(row, NONE) == best
+    assert 0 <= Sampler(Sampling(1e30, top_k=10**9)).pick(row, NONE) < 4000
+
+
+def test_equal_to_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers.generation.logits_process")
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        row = logits(1, 3000, seed)[0]
+        history = rng.integers(0, 3000, 60)
+        scores, ids = torch.from_numpy(row)[None].double(), torch.from_numpy(history)[None]
+        scores = process.RepetitionPenaltyLogitsProcessor(1.4)(ids, scores)
+        x = row.astype(np.float64)
+        penalise(x, history, 1.4)
+        np.testing.assert_allclose(x, scores[0].numpy(), rtol=1e-12)
+        scores = process.TemperatureLogitsWarper(0.8)(ids, scores)
+        scores = process.TopKLogitsWarper(100)(ids, scores)
+        scores = process.TopPLogitsWarper(0.9)(ids, scores)
+        x = (x - x.max()) / 0.8
+        top = largest(x, 100)
+        kept = top[nucleus(np.exp(x[top]), 0.9)]
+        assert kept.tolist() == torch.isfinite(scores[0]).nonzero()[:, 0].tolist()
+        weights = np.exp(x[kept])
+        np.testing.assert_allclose(
+            weights / weights.sum(), torch.softmax(scores[0], -1)[kept].numpy(), rtol=1e-9
+        )

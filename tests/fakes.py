@@ -1,0 +1,94 @@
+"""A decoder without a model: fast, deterministic, and unforgiving about slots.
+
+Logits depend on the whole token history that the slot's own cache holds, so a sequence that is fed
+from another's slot, from a stale position or with a wrong length gives other tokens. A hook sees
+every call before it runs and may raise or wait; `poison` makes every run raise that holds a row
+whose history it accepts. A call that raises leaves garbage in the positions it was asked to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STATES = 1021
+_GARBAGE = -7
+
+
+class RunFailed(Exception):
+    """What a fake run raises."""
+
+
+class FakeDecoder:
+    def __init__(
+        self,
+        *,
+        slots: int = 8,
+        capacity: int = 64,
+        vocabulary: int = 96,
+        hook: Callable[[str, int], None] | None = None,
+        poison: Callable[[list[int]], bool] | None = None,
+    ) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.vocabulary = vocabulary
+        self.hook = hook
+        self.poison = poison
+        self.calls: list[tuple[str, int]] = []  # phase, rows
+        self.moved = 0
+        self._cache = np.full((slots, capacity), _GARBAGE, np.int64)
+        rng = np.random.Generator(np.random.PCG64(5))
+        table = rng.standard_normal((_STATES, vocabulary)) * 2
+        table[:, 0] += 2.0  # the end token comes often enough for sequences of mixed length
+        self._logits = table.astype(np.float32)
+
+    def prefill(self, first: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        assert prompts and first >= 0 and first + len(prompts) <= self.slots, "slots out of range"
+        assert all(0 < len(prompt) <= self.capacity for prompt in prompts), "prompt length"
+        rows = range(first, first + len(prompts))
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._cache[row, : len(prompt)] = _GARBAGE
+        self._call("prefill", [list(prompt) for prompt in prompts])
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._cache[row, : len(prompt)] = prompt
+        return self._read(rows, [len(prompt) for prompt in prompts])
+
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        n = len(tokens)
+        assert tokens.dtype == np.int64 and lengths.dtype == np.int32
+        assert 0 < n <= self.slots and len(lengths) == n, "slots out of range"
+        assert ((lengths > 0) & (lengths < self.capacity)).all(), "length out of range"
+        rows = range(n)
+        self._cache[rows, lengths] = _GARBAGE
+        histories = [
+            [*self._cache[row, : lengths[row]].tolist(), int(tokens[row])] for row in rows
+        ]
+        self._call("decode", histories)
+        self._cache[rows, lengths] = tokens
+        return self._read(rows, (lengths + 1).tolist())
+
+    def move(self, source: int, target: int, length: int) -> None:
+        assert 0 <= target < source < self.slots and 0 < length <= self.capacity
+        self._cache[target, :length] = _GARBAGE
+        self._call("move", [])
+        self._cache[target] = _GARBAGE
+        self._cache[target, :length] = self._cache[source, :length]
+        self._cache[source] = _GARBAGE
+        self.moved += 1
+
+    def _call(self, phase: str, histories: list[list[int]]) -> None:
+        self.calls.append((phase, len(histories)))
+        if self.hook is not None:
+            self.hook(phase, len(self.calls))
+        if self.poison is not None and any(map(self.poison, histories)):
+            raise RunFailed(f"poison in a {phase} run")
+
+    def _read(self, rows: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        states = []
+        for row, length in zip(rows, lengths, strict=True):
+            history = self._cache[row, :length]
+            assert (history >= 0).all(), "a position was read that was not written"
+            states.append(hash(tuple(history.tolist())) % _STATES)
+        return self._logits[states]
