@@ -37,6 +37,25 @@ class BadJson(AppError):
     title = "The body is not valid JSON"
 
 
+class NotFound(AppError):
+    status = 404
+    code = "not_found"
+    title = "There is no such resource"
+
+
+class MethodNotAllowed(AppError):
+    status = 405
+    code = "method_not_allowed"
+    title = "The resource does not allow this method"
+
+
+class SettingsError(AppError):
+    """A setting of the server, from the environment or the command line, that cannot be used."""
+
+    code = "bad_setting"
+    title = "A setting is not valid"
+
+
 class InvalidField(AppError):
     status = 422
     code = "invalid_field"

@@ -22,7 +22,8 @@ class Metrics:
         self.registry = r = CollectorRegistry()
         # HTTP
         self.requests = Counter(
-            "gpt2mt_http_requests", "Requests answered.", ["endpoint", "method", "status"], registry=r
+            "gpt2mt_http_requests", "Requests answered (499: the client went first).",
+            ["endpoint", "method", "status"], registry=r,
         )
         self.request_duration = Histogram(
             "gpt2mt_http_request_duration_seconds", "From the first byte in to the last byte out.",

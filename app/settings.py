@@ -1,0 +1,80 @@
+"""The server's settings: one class, read from GPT2MT_* environment variables and overrides.
+
+An unknown GPT2MT_ variable or a value that does not fit is an error naming it. Only `main` and
+the commands read settings; everything below receives values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import SettingsError
+
+PREFIX = "GPT2MT_"
+DEFAULT_BUNDLE = Path(__file__).parent / "models" / "default"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; the environment's names are GPT2MT_ and the field's name."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    bundle: Path = Field(DEFAULT_BUNDLE, description="Directory of the model bundle.")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
+    slots: int = Field(32, ge=1, le=1024, description="Sequences generated side by side.")
+    max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_items: int = Field(1024, ge=1, description="Texts or prompts in one request.")
+    max_characters: int = Field(100_000, ge=1, description="Characters in one request, in all.")
+    default_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
+    max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
+    drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default_timeout_s > self.max_timeout_s:
+            raise ValueError(
+                f"default_timeout_s {self.default_timeout_s:g} is over "
+                f"max_timeout_s {self.max_timeout_s:g}"
+            )
+        return self
+
+    @classmethod
+    def load(
+        cls, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Settings:
+        """From the environment; overrides (those that are not None) win."""
+        _refuse_unknown(os.environ if environ is None else environ)
+        given = {k: v for k, v in (overrides or {}).items() if v is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise _named(error) from None
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    for name in environ:
+        if name.upper().startswith(PREFIX):
+            field = name[len(PREFIX) :].lower()
+            if field not in Settings.model_fields:
+                known = ", ".join(PREFIX + f.upper() for f in Settings.model_fields)
+                raise SettingsError(f"unknown setting {name}; known are {known}", param=name)
+
+
+def _named(error: ValidationError) -> SettingsError:
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if not field:
+        return SettingsError(first["msg"].removeprefix("Value error, "))
+    name = f"{field} ({PREFIX}{field.upper()})"
+    return SettingsError(f"setting {name} is {first['input']!r}: {first['msg']}", param=field)

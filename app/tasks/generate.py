@@ -1,0 +1,174 @@
+"""Prompts in, continuations out: whole, or piece by piece while they are generated.
+
+With seed s, prompt i of an array samples with seed (s + i) modulo 2**32: the same as that prompt
+alone with that seed. Without a seed one is drawn for the request. Stop strings are looked for in
+the text, across token borders; the match and all behind it are withheld and the slot is freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app.engine.request import Request, Sampling, Timing, Token
+from app.errors import InvalidField, NotReady, TooLong
+from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits, check_texts, names
+from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
+from app.text.stop import StopFinder
+from app.text.tokenizer import TextTokenizer
+
+SEEDS = 2**32
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """More text of prompt `index`; the last one of a prompt carries its finish reason."""
+
+    index: int
+    text: str
+    finish_reason: Finish | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    text: str
+    finish_reason: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    generations: list[Generation]
+    usage: Usage
+    timing: Timing
+
+
+class Generator:
+    """The task `generate` over an engine and a tokenizer."""
+
+    def __init__(self, engine: EngineLike, tokenizer: TextTokenizer, limits: TaskLimits) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._limits = limits
+
+    async def run(
+        self, prompts: str | Sequence[str], options: GenerateOptions, deadline: Deadline
+    ) -> GenerateResult:
+        stream = await self.start(prompts, options, deadline, tokens=bool(options.stop))
+        texts: list[list[str]] = [[] for _ in range(stream.count)]
+        reasons: list[Finish] = ["stop"] * stream.count
+        async for chunk in stream.chunks():
+            texts[chunk.index].append(chunk.text)
+            if chunk.finish_reason:
+                reasons[chunk.index] = chunk.finish_reason
+        generations = [Generation("".join(t), r) for t, r in zip(texts, reasons, strict=True)]
+        return GenerateResult(generations, stream.usage, stream.timing)
+
+    async def start(
+        self,
+        prompts: str | Sequence[str],
+        options: GenerateOptions,
+        deadline: Deadline,
+        *,
+        tokens: bool = True,
+    ) -> GenerationStream:
+        """Submit; the caller must iterate `chunks()` or call `close()`."""
+        items = check_texts(prompts, self._limits, "prompt")
+        fields = names(prompts, "prompt")
+        if sum(map(len, items)) > INLINE_CHARACTERS:
+            requests = await asyncio.to_thread(self._requests, items, fields, options)
+        else:
+            requests = self._requests(items, fields, options)
+        job = Job(self._engine, requests, deadline, tokens=tokens)
+        return GenerationStream(job, requests, self._tokenizer, options.stop)
+
+    def _requests(
+        self, items: Sequence[str], fields: Sequence[str], options: GenerateOptions
+    ) -> list[Request]:
+        seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
+        requests = []
+        for i, (item, field) in enumerate(zip(items, fields, strict=True)):
+            if not item:
+                raise InvalidField(f"{field} is empty", param=field)
+            ids = self._tokenizer.generation_prompt(self._tokenizer.encode(item, param=field))
+            room = min(self._limits.max_prompt_tokens, self._limits.context - 1)
+            if len(ids) > room:
+                raise TooLong(f"{field} has {len(ids)} tokens, at most {room} fit", param=field)
+            sampling = Sampling(
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                repetition_penalty=options.repetition_penalty,
+                seed=(seed + i) % SEEDS,
+            )
+            max_tokens = min(options.max_tokens, self._limits.context - len(ids))
+            requests.append(Request(ids, max_tokens, unheard, self._tokenizer.end_ids, sampling))
+        return requests
+
+
+class GenerationStream:
+    """A running generation. `usage` and `timing` are complete when `chunks()` has ended."""
+
+    def __init__(
+        self,
+        job: Job,
+        requests: Sequence[Request],
+        tokenizer: TextTokenizer,
+        stops: tuple[str, ...],
+    ) -> None:
+        self.count = len(requests)
+        self._job = job
+        self._prompt_tokens = sum(len(request.prompt) for request in requests)
+        self._detokenizers = [tokenizer.detokenizer() for _ in requests]
+        self._finders = [StopFinder(stops) for _ in requests]
+        self._completion_tokens = 0
+        self._timings: list[Timing] = []
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self._prompt_tokens, self._completion_tokens)
+
+    @property
+    def timing(self) -> Timing:
+        return slowest(self._timings)
+
+    def close(self) -> None:
+        self._job.close()
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """Text as it becomes certain; leaving this iterator frees the slots."""
+        with self._job:
+            async for i, event in self._job.events():
+                finder, detokenizer = self._finders[i], self._detokenizers[i]
+                if isinstance(event, Token):
+                    if finder.found:
+                        continue  # came between the match and the cancellation
+                    self._completion_tokens += 1
+                    text = finder.push(detokenizer.push(event.id))
+                    if finder.found:
+                        self._job.cancel(i)
+                        yield Chunk(i, text, "stop")
+                    elif text:
+                        yield Chunk(i, text, None)
+                    continue
+                self._timings.append(event.timing)
+                if finder.found:
+                    continue
+                if event.reason == "cancelled":
+                    raise NotReady("the server is shutting down", retry_after_s=1)
+                text = finder.push(detokenizer.finish()) + finder.finish()
+                yield Chunk(i, text, "stop" if finder.found else event.reason)

@@ -1,0 +1,49 @@
+"""Checks on a request's texts that do not depend on the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import InvalidField, TooLong
+from app.text.tokenizer import check_text
+
+# Below this many characters preparing a request is quicker than handing it to another thread.
+INLINE_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLimits:
+    """What one request may hold, and what a slot holds."""
+
+    context: int  # tokens, prompt and output together
+    max_prompt_tokens: int
+    max_items: int = 1024
+    max_characters: int = 100_000
+
+
+def names(texts: str | Sequence[str], param: str) -> list[str]:
+    """How errors name each text: `text` itself, or `text[3]` in an array."""
+    if isinstance(texts, str):
+        return [param]
+    return [f"{param}[{i}]" for i in range(len(texts))]
+
+
+def check_texts(texts: str | Sequence[str], limits: TaskLimits, param: str) -> list[str]:
+    """The texts as a list, if there are some, not too many, not too long and all valid."""
+    items = [texts] if isinstance(texts, str) else list(texts)
+    if not items:
+        raise InvalidField(f"{param} is an empty array: at least one string is needed", param=param)
+    if len(items) > limits.max_items:
+        raise InvalidField(
+            f"{param} has {len(items)} items, at most {limits.max_items} are allowed", param=param
+        )
+    total = 0
+    for name, item in zip(names(texts, param), items, strict=True):
+        total += len(item)
+        if total > limits.max_characters:
+            raise TooLong(
+                f"{param} has more than {limits.max_characters} characters in all", param=name
+            )
+        check_text(item, param=name)
+    return items
