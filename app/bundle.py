@@ -66,13 +66,15 @@ class ModelSpec(_Part):
 class GraphSpec(_Part):
     """Names of the graph's inputs and outputs; cache names hold `{layer}`.
 
-    ids (batch, time) int64; seqlens_k (batch,) int32, cached tokens + new ones - 1;
-    total_sequence_length () int32; caches (batch, heads, capacity, head_size), past and present in
-    one buffer; logits (batch, vocabulary) float32 of the last valid position. Positions and the
-    index of that last position are derived inside the graph.
+    ids (batch, time) int64; positions (batch * time,) int64; last_index (batch,) int64, which of
+    the batch * time positions is each row's last valid one; seqlens_k (batch,) int32, cached
+    tokens + new ones - 1; total_sequence_length () int32, the longest row; caches (batch, heads,
+    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32.
     """
 
     ids: str = "input_ids"
+    positions: str = "positions"
+    last_index: str = "last_index"
     seqlens_k: str = "seqlens_k"
     total_sequence_length: str = "total_sequence_length"
     past_key: LayerName = "past_key.{layer}"

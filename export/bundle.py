@@ -1,0 +1,264 @@
+"""Checkpoint -> bundle -> checkpoint, each written whole or not at all.
+
+`export_bundle` builds the graph of the asked precision, writes model.onnx, tokenizer.json and
+manifest.json into a temporary directory beside the target, verifies what it wrote and renames it.
+`restore_checkpoint` goes back: dequantised tensors in Hugging Face GPT-2 form plus meta.json, so
+that training can go on from a bundle and other precisions can be derived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import onnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from app.bundle import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    TOKENIZER,
+    Bundle,
+    Corpus,
+    FileEntry,
+    LanguageTokens,
+    Limits,
+    Manifest,
+    ModelSpec,
+    Provenance,
+    ScoreEntry,
+    Tokens,
+    sha256_of,
+)
+from export.checkpoint import Checkpoint, load_checkpoint
+from export.errors import CheckpointError, TargetExists
+from export.graphs import FloatWeights, Weights, build_graph, graph_names
+from export.quantize import Int8Weights, dequantise
+
+Precision = Literal["fp32", "int8", "fp16"]
+END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
+RESERVED: Final = re.compile(r"<\|reserved:\d+\|>")
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    target: str | Path,
+    *,
+    precision: Precision = "int8",
+    name: str | None = None,
+    scores: Sequence[ScoreEntry] = (),
+    force: bool = False,
+    verify: bool = True,
+    testset: str | Path | None = None,
+) -> Bundle:
+    """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not."""
+    source = load_checkpoint(checkpoint)
+    place = Path(target)
+    with _replacing(place, force=force) as folder:
+        model = build_model(source, precision)
+        (folder / MODEL).write_bytes(model.SerializeToString())
+        shutil.copyfile(source.path / TOKENIZER, folder / TOKENIZER)
+        manifest = make_manifest(
+            source, folder, precision=precision, name=name or place.resolve().name, scores=scores
+        )
+        _write_manifest(folder, manifest)
+        bundle = Bundle.open(folder)
+        if verify:
+            from export.verify import verify_bundle  # torch and transformers: only when asked
+
+            facts = verify_bundle(source, bundle, testset=testset)
+            _write_manifest(folder, manifest.model_copy(update={"verification": facts}))
+    return Bundle.open(place)
+
+
+def build_model(source: Checkpoint, precision: Precision) -> onnx.ModelProto:
+    tensors = source.tensors
+    weights: Weights = Int8Weights(tensors) if precision == "int8" else FloatWeights(tensors)
+    return build_graph(tensors, source.dimensions, weights, half=precision == "fp16")
+
+
+def make_manifest(
+    source: Checkpoint,
+    folder: Path,
+    *,
+    precision: Precision,
+    name: str,
+    scores: Sequence[ScoreEntry] = (),
+) -> Manifest:
+    d, meta = source.dimensions, source.meta
+    corpora = tuple(
+        Corpus(name=str(c["name"]), licence=str(c["licence"])) for c in meta.get("corpora", [])
+    )
+    templates = {key: tuple(pieces) for key, pieces in meta["templates"].items()}
+    # As many tokens of output as of prompt.
+    room = max(1, d.context // 2)
+    return Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        name=name,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        files={
+            file: FileEntry(sha256=sha256_of(folder / file), bytes=(folder / file).stat().st_size)
+            for file in (MODEL, TOKENIZER)
+        },
+        model=ModelSpec(
+            architecture="gpt2",
+            layers=d.layers,
+            heads=d.heads,
+            width=d.width,
+            head_size=d.head_size,
+            vocabulary=d.vocabulary,
+            context=d.context,
+            parameters=source.parameters,
+            precision=precision,
+            mask="causal",
+        ),
+        graph=graph_names(half=precision == "fp16"),
+        tokens=special_ids(source.path / TOKENIZER, list(meta["languages"])),
+        templates=templates,
+        languages=meta["languages"],
+        pairs=tuple((a, b) for a, b in meta.get("pairs", [])) if "translate" in templates else (),
+        limits=Limits(context=d.context, max_prompt_tokens=room),
+        scores=tuple(scores),
+        provenance=Provenance(
+            corpora=corpora,
+            licences=tuple(sorted({corpus.licence for corpus in corpora})),
+            config=meta.get("config", {}),
+            commit=str(meta.get("commit", "")),
+            stage=str(meta["stage"]),
+        ),
+    )
+
+
+def special_ids(path: Path, languages: Sequence[str]) -> Tokens:
+    """The special ids by their names in tokenizer.json."""
+    tokenizer = Tokenizer.from_file(str(path))
+
+    def identify(token: str) -> int:
+        found: int | None = tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"{str(path)!r}: special token {token!r} is missing")
+        return found
+
+    added = tokenizer.get_added_tokens_decoder()
+    return Tokens(
+        end=identify(END),
+        mask=identify(MASK),
+        separator=identify(SEPARATOR),
+        languages={
+            code: LanguageTokens(
+                source=identify(f"<|src:{code}|>"), target=identify(f"<|tgt:{code}|>")
+            )
+            for code in languages
+        },
+        reserved=tuple(
+            sorted(i for i, token in added.items() if RESERVED.fullmatch(token.content))
+        ),
+    )
+
+
+def restore_checkpoint(
+    bundle: str | Path | Bundle, target: str | Path, *, force: bool = False
+) -> Checkpoint:
+    """Write a bundle's (dequantised) weights as a checkpoint directory at `target`."""
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    manifest, place = opened.manifest, Path(target)
+    model = onnx.load(str(opened.model_path))
+    tensors = {f"transformer.{name}": value for name, value in dequantise(model).items()}
+    with _replacing(place, force=force) as folder:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copyfile(opened.tokenizer_path, folder / TOKENIZER)
+        end = manifest.tokens.end
+        _write_json(folder / "config.json", _hf_config(manifest, _epsilon(model)))
+        _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        _write_json(folder / "meta.json", _meta(manifest))
+        load_checkpoint(folder)  # what is written can be read
+    return load_checkpoint(place)
+
+
+def _epsilon(model: onnx.ModelProto) -> float:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                return float(f"{attribute.f:.6g}")
+    return 1e-5
+
+
+def _hf_config(manifest: Manifest, epsilon: float) -> dict[str, Any]:
+    model, end = manifest.model, manifest.tokens.end
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": model.vocabulary,
+        "n_positions": model.context,
+        "n_embd": model.width,
+        "n_layer": model.layers,
+        "n_head": model.heads,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": epsilon,
+        "tie_word_embeddings": True,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "torch_dtype": "float32",
+    }
+
+
+def _meta(manifest: Manifest) -> dict[str, Any]:
+    provenance = manifest.provenance
+    return {
+        "format_version": 1,
+        "stage": provenance.stage,
+        "mask": manifest.model.mask,
+        "languages": manifest.languages,
+        "pairs": [list(pair) for pair in manifest.pairs],
+        "templates": {key: list(pieces) for key, pieces in manifest.templates.items()},
+        "corpora": [corpus.model_dump() for corpus in provenance.corpora],
+        "config": provenance.config,
+        "commit": provenance.commit,
+        "tokenizer_sha256": manifest.files[TOKENIZER].sha256,
+        "step": 0,
+        "restored_from": {"bundle": manifest.name, "precision": manifest.model.precision},
+    }
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    _write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+@contextmanager
+def _replacing(place: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary directory beside `place` that takes its name when the block succeeds."""
+    taken = place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir())))
+    if taken and not force:
+        raise TargetExists(f"{str(place)!r} exists already; use --force to replace it")
+    if taken and not (place / MANIFEST).is_file() and not (place / "config.json").is_file():
+        raise TargetExists(f"{str(place)!r} is neither a bundle nor a checkpoint: not replaced")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if place.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
+            os.replace(place, old / "old")
+            os.replace(folder, place)
+            shutil.rmtree(old)
+        else:
+            os.replace(folder, place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

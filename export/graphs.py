@@ -1,0 +1,220 @@
+"""The fused decoder graph, built node by node from a checkpoint's tensors.
+
+One graph serves prefill and decode: packed-QKV `GroupQueryAttention` writes keys and values into
+the caller's cache, hidden states are kept as (rows, width) with rows = batch * time, biases ride
+on the fused nodes, and each row's last position is gathered before the last MLP and the LM head.
+In: tensors and a `Weights` (how matrices are stored and multiplied: float here, int8 in
+quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.GraphSpec` describes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from app.bundle import GraphSpec
+from export.checkpoint import Dimensions, Tensors
+
+OPSET: Final = 21
+IR_VERSION: Final = 10
+MICROSOFT: Final = "com.microsoft"
+
+
+class Graph:
+    """Nodes and initializers in the making; `add` returns the name of the node's output."""
+
+    def __init__(self, dtype: type[np.generic] = np.float32) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.dtype = dtype
+
+    def add(self, op: str, *inputs: str, name: str, domain: str = "", **attributes: Any) -> str:
+        self.add_many(op, inputs, [name], domain=domain, **attributes)
+        return name
+
+    def add_many(
+        self,
+        op: str,
+        inputs: tuple[str, ...] | list[str],
+        outputs: list[str],
+        domain: str = "",
+        **attributes: Any,
+    ) -> None:
+        self.nodes.append(
+            helper.make_node(
+                op, list(inputs), outputs, name=f"{outputs[0]}_node", domain=domain, **attributes
+            )
+        )
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """An initializer as it is; the same name is stored once."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def weight(self, name: str, value: NDArray[np.float32]) -> str:
+        """An initializer in the graph's own floating-point type."""
+        return self.constant(name, value.astype(self.dtype))
+
+
+class Weights(Protocol):
+    """How the large matrices are stored and multiplied. Inputs are (rows, width)."""
+
+    def embed(self, graph: Graph, ids: str) -> str:
+        """Rows of the token embedding, (rows, width)."""
+
+    def linear(self, graph: Graph, x: str, name: str, *, bias: bool) -> str:
+        """x @ weight, plus the bias where no fused node behind adds it."""
+
+    def head(self, graph: Graph, x: str) -> str:
+        """x @ embedding transposed: logits, (rows, vocabulary), in the graph's type."""
+
+
+class FloatWeights:
+    """fp32 and fp16: embedding and LM head are one initializer."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+
+    def embed(self, graph: Graph, ids: str) -> str:
+        table = graph.weight("wte.weight", self.tensors["wte.weight"])
+        return graph.add("Gather", table, ids, name="token_embedding")
+
+    def linear(self, graph: Graph, x: str, name: str, *, bias: bool) -> str:
+        weight = graph.weight(f"{name}.weight", self.tensors[f"{name}.weight"])
+        if not bias:
+            return graph.add("MatMul", x, weight, name=name)
+        offset = graph.weight(f"{name}.bias", self.tensors[f"{name}.bias"])
+        return graph.add("Gemm", x, weight, offset, name=name)
+
+    def head(self, graph: Graph, x: str) -> str:
+        table = graph.weight("wte.weight", self.tensors["wte.weight"])
+        return graph.add("Gemm", x, table, name="head", transB=1)
+
+
+class _Decoder:
+    """Lays the decoder's nodes into a graph, layer by layer."""
+
+    def __init__(
+        self, graph: Graph, tensors: Tensors, weights: Weights, d: Dimensions, names: GraphSpec
+    ) -> None:
+        self.graph, self.tensors, self.weights = graph, tensors, weights
+        self.d, self.names = d, names
+
+    def norm(self, name: str, x: str, skip: str, bias: str | None) -> tuple[str, str]:
+        """LayerNorm(x + skip + bias) and the sum itself, the new residual."""
+        inputs = [x, skip]
+        for kind in ("weight", "bias"):
+            inputs.append(self.graph.weight(f"{name}.{kind}", self.tensors[f"{name}.{kind}"]))
+        if bias is not None:
+            inputs.append(self.graph.weight(bias, self.tensors[bias]))
+        outputs = [name, "", "", f"{name}.residual"]
+        self.graph.add_many(
+            "SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=self.d.epsilon
+        )
+        return outputs[0], outputs[3]
+
+    def attention(self, layer: int, normed: str) -> str:
+        """(rows, width) -> (rows, width); keys and values of this run enter the cache."""
+        d, names, prefix = self.d, self.names, f"h.{layer}.attn"
+        packed = self.weights.linear(self.graph, normed, f"{prefix}.c_attn", bias=True)
+        packed = self.graph.add("Reshape", packed, "packed_shape", name=f"{prefix}.packed")
+        past_key = names.past_key.format(layer=layer)
+        past_value = names.past_value.format(layer=layer)
+        outputs = [
+            f"{prefix}.mixed_3d",
+            names.present_key.format(layer=layer),
+            names.present_value.format(layer=layer),
+        ]
+        self.graph.add_many(
+            "GroupQueryAttention",
+            [packed, "", "", past_key, past_value, names.seqlens_k, names.total_sequence_length],
+            outputs,
+            MICROSOFT,
+            num_heads=d.heads,
+            kv_num_heads=d.heads,
+            do_rotary=0,
+        )
+        return self.graph.add("Reshape", outputs[0], "flat_shape", name=f"{prefix}.mixed")
+
+    def last(self, x: str) -> str:
+        return self.graph.add("Gather", x, self.names.last_index, name=f"{x}.last")
+
+    def build(self) -> str:
+        """All nodes from ids to logits; returns the name of the logits."""
+        graph, d, weights = self.graph, self.d, self.weights
+        graph.constant("flat_shape", np.array([-1, d.width], np.int64))
+        graph.constant("flat_ids", np.array([-1], np.int64))
+        graph.constant("packed_width", np.array([3 * d.width], np.int64))
+        shape = graph.add("Shape", self.names.ids, name="ids_shape")
+        graph.add("Concat", shape, "packed_width", name="packed_shape", axis=0)
+        ids = graph.add("Reshape", self.names.ids, "flat_ids", name="ids")
+        x = weights.embed(graph, ids)
+        table = graph.weight("wpe.weight", self.tensors["wpe.weight"])
+        skip = graph.add("Gather", table, self.names.positions, name="position_embedding")
+        bias: str | None = None
+        for layer in range(d.layers):
+            prefix = f"h.{layer}"
+            normed, skip = self.norm(f"{prefix}.ln_1", x, skip, bias)
+            mixed = self.attention(layer, normed)
+            if layer == d.layers - 1:  # from here on only the last position of a row matters
+                mixed, skip = self.last(mixed), self.last(skip)
+            x = weights.linear(graph, mixed, f"{prefix}.attn.c_proj", bias=False)
+            normed, skip = self.norm(f"{prefix}.ln_2", x, skip, f"{prefix}.attn.c_proj.bias")
+            inner = weights.linear(graph, normed, f"{prefix}.mlp.c_fc", bias=False)
+            offset = f"{prefix}.mlp.c_fc.bias"
+            graph.weight(offset, self.tensors[offset])
+            inner = graph.add(
+                "FastGelu", inner, offset, name=f"{prefix}.mlp.gelu", domain=MICROSOFT
+            )
+            x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj", bias=False)
+            bias = f"{prefix}.mlp.c_proj.bias"
+        normed, _ = self.norm("ln_f", x, skip, bias)
+        return weights.head(graph, normed)
+
+
+def build_graph(
+    tensors: Tensors, d: Dimensions, weights: Weights, *, half: bool = False
+) -> onnx.ModelProto:
+    """The whole model; `half` makes activations and cache float16 (for GPUs)."""
+    names = graph_names(half=half)
+    graph = Graph(np.float16 if half else np.float32)
+    logits = _Decoder(graph, tensors, weights, d, names).build()
+    if half:
+        graph.add("Cast", logits, name=names.logits, to=TensorProto.FLOAT)
+    else:
+        graph.nodes[-1].output[0] = names.logits
+    cache = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    shape: list[str | int | None] = ["batch", d.heads, "capacity", d.head_size]
+    info = helper.make_tensor_value_info
+    inputs = [
+        info(names.ids, TensorProto.INT64, ["batch", "time"]),
+        info(names.positions, TensorProto.INT64, ["rows"]),
+        info(names.last_index, TensorProto.INT64, ["batch"]),
+        info(names.seqlens_k, TensorProto.INT32, ["batch"]),
+        info(names.total_sequence_length, TensorProto.INT32, []),
+    ]
+    outputs = [info(names.logits, TensorProto.FLOAT, ["batch", d.vocabulary])]
+    for layer in range(d.layers):
+        for past in (names.past_key, names.past_value):
+            inputs.append(info(past.format(layer=layer), cache, shape))
+        for present in (names.present_key, names.present_value):
+            outputs.append(info(present.format(layer=layer), cache, shape))
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes, "gpt2", inputs, outputs, list(graph.initializers.values())
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        producer_name="gpt2-mt",
+    )
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
+def graph_names(*, half: bool = False) -> GraphSpec:
+    return GraphSpec(cache_dtype="float16" if half else "float32")

@@ -1,0 +1,169 @@
+"""The ONNX decoder: the same tokens give the same bits in any slot, company and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.bundle import Bundle
+from app.engine import session
+from app.engine.session import OnnxDecoder, available_threads
+from app.errors import InvalidField
+
+Logits = NDArray[np.float32]
+# 33 and 65: one more than tiles of the attention kernel (twice the head size, here 16)
+LENGTHS = [1, 2, 3, 5, 7, 11, 17, 1, 29, 40, 8, 65, 2, 64, 33, 6]
+
+
+@pytest.fixture(params=["fp32", "int8"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    result: Bundle = request.getfixturevalue(f"{request.param}_bundle")
+    return result
+
+
+def make_prompts(vocabulary: int) -> list[list[int]]:
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, vocabulary, n).tolist() for n in LENGTHS]
+
+
+def greedy(decoder: OnnxDecoder, prompt: Sequence[int], steps: int, slot: int = 0) -> list[Logits]:
+    """Logits of `steps` greedy steps of one sequence alone."""
+    out = [decoder.prefill(slot, [prompt])[0]]
+    for i in range(steps - 1):
+        token = np.array([out[-1].argmax()], np.int64)
+        out.append(decoder.decode(token, np.array([len(prompt) + i], np.int32))[0])
+    return out
+
+
+def test_batch_equals_alone_bit_by_bit(bundle: Bundle) -> None:
+    steps = 6
+    alone = OnnxDecoder(bundle, slots=1, threads=1)
+    prompts = make_prompts(alone.vocabulary)
+    expected = [greedy(alone, prompt, steps) for prompt in prompts]
+    decoder = OnnxDecoder(bundle, slots=len(prompts), threads=2)
+    lengths = np.array(LENGTHS, np.int32)
+    for size in (2, 3, len(prompts)):  # padded to the longest of the batch
+        logits = decoder.prefill(0, prompts[:size])
+        for row in range(size):
+            assert np.array_equal(logits[row], expected[row][0])
+    for step in range(1, steps):
+        logits = decoder.decode(logits.argmax(axis=1), lengths + step - 1)
+        for row in range(len(prompts)):
+            assert np.array_equal(logits[row], expected[row][step])
+
+
+def test_any_slot_and_capacity(bundle: Bundle) -> None:
+    prompts = make_prompts(bundle.manifest.model.vocabulary)
+    expected = OnnxDecoder(bundle, slots=1, threads=2).prefill(0, [prompts[8]])[0]
+    for capacity in (29, 64, 128):
+        decoder = OnnxDecoder(bundle, slots=5, capacity=capacity, threads=2)
+        for slot in range(5):
+            assert np.array_equal(decoder.prefill(slot, [prompts[8]])[0], expected)
+
+
+def test_move_and_later_prefill_leave_a_sequence_as_it_is(bundle: Bundle) -> None:
+    decoder = OnnxDecoder(bundle, slots=4, threads=2)
+    prompts = make_prompts(decoder.vocabulary)
+    expected = greedy(decoder, prompts[5], 4)
+    logits = decoder.prefill(0, [prompts[9], prompts[3], prompts[5]])
+    decoder.move(2, 0, len(prompts[5]))
+    decoder.prefill(1, [prompts[13], prompts[1]])  # overwrites slots 1 and 2
+    row = logits[2]
+    for step in range(1, 4):
+        assert np.array_equal(row, expected[step - 1])
+        tokens = np.array([row.argmax(), 5], np.int64)
+        row = decoder.decode(tokens, np.array([len(prompts[5]) + step - 1, 64], np.int32))[0]
+    assert np.array_equal(row, expected[3])
+
+
+def test_decode_continues_what_prefill_of_the_whole_would_say(fp32_bundle: Bundle) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=2, threads=1)
+    prompt = make_prompts(decoder.vocabulary)[9]
+    whole = decoder.prefill(1, [prompt])[0]
+    decoder.prefill(0, [prompt[:10]])
+    for i in range(10, len(prompt)):
+        row = decoder.decode(np.array([prompt[i]], np.int64), np.array([i], np.int32))[0]
+    np.testing.assert_allclose(row, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_full_to_the_last_position(bundle: Bundle) -> None:
+    decoder = OnnxDecoder(bundle, slots=2, capacity=8, threads=1)
+    decoder.prefill(0, [[5] * 7, [6] * 8])
+    logits = decoder.decode(np.array([9], np.int64), np.array([7], np.int32))
+    assert np.isfinite(logits).all()
+    with pytest.raises(ValueError, match="lengths"):
+        decoder.decode(np.array([9], np.int64), np.array([8], np.int32))
+
+
+def test_returned_logits_do_not_change_later(fp32_bundle: Bundle) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=1, threads=1)
+    first = decoder.prefill(0, [[5, 6, 7]])
+    kept = first.copy()
+    second = decoder.decode(np.array([8], np.int64), np.array([3], np.int32))
+    decoder.decode(np.array([9], np.int64), np.array([4], np.int32))
+    assert np.array_equal(first, kept)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("first", "prompts"),
+    [(0, []), (0, [[]]), (0, [[1] * 129]), (2, [[1, 2]]), (-1, [[1, 2]]), (0, [[1], [-1]]),
+     (0, [[10**6]]), (1, [[1], [1]])],
+)  # fmt: skip
+def test_prefill_refuses(fp32_bundle: Bundle, first: int, prompts: list[list[int]]) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=2, threads=1)
+    with pytest.raises(ValueError, match=r"prefill|prompt|token ids"):
+        decoder.prefill(first, prompts)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths"),
+    [([], []), ([1], [0]), ([1], [128]), ([1], [-1]), ([1, 2, 3], [1, 1, 1]), ([1, 2], [1]),
+     ([-1], [1]), ([10**6], [1])],
+)  # fmt: skip
+def test_decode_refuses(fp32_bundle: Bundle, tokens: list[int], lengths: list[int]) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=2, threads=1)
+    with pytest.raises(ValueError, match=r"decode|lengths|token ids"):
+        decoder.decode(np.array(tokens, np.int64), np.array(lengths, np.int32))
+
+
+@pytest.mark.parametrize(("source", "target", "length"), [(0, 2, 1), (-1, 0, 1), (0, 1, 129)])
+def test_move_refuses(fp32_bundle: Bundle, source: int, target: int, length: int) -> None:
+    with pytest.raises(ValueError, match=r"slot|length"):
+        OnnxDecoder(fp32_bundle, slots=2, threads=1).move(source, target, length)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [({"slots": 0}, "slots"), ({"capacity": 129}, "capacity"), ({"capacity": 1}, "capacity"),
+     ({"threads": 0}, "threads"), ({"device": "tpu"}, "device"), ({"device": "cuda"}, "device")],
+)  # fmt: skip
+def test_options_are_checked(int8_bundle: Bundle, options: dict[str, int], param: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        OnnxDecoder(int8_bundle, **{"slots": 1, "threads": 1, **options})  # type: ignore[arg-type]
+    assert caught.value.param == param
+
+
+def test_threads_follow_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert available_threads(tmp_path) == 8
+    for text, expected in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert available_threads(tmp_path) == expected
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    for text, expected in (("-1\n", 8), ("300000\n", 3)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(text)
+        assert available_threads(tmp_path) == expected
+
+
+def test_the_copy_model_copies() -> None:
+    """The one-node graph that moves a slot on a GPU, tried on the CPU."""
+    copy = session.create_session(session._IDENTITY, "cpu", 1)
+    x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    assert np.array_equal(copy.run(None, {"x": x})[0], x)
