@@ -1,0 +1,359 @@
+"""The scheduler over a fake decoder: same answers at any load, and no failure leaks a slot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from app.engine.request import Event, Failed, Finished, Request, Sampling, Token
+from app.engine.scheduler import Scheduler, Sequence, StepReport
+from app.errors import DeadlineExceeded, EngineFailed
+from tests.fakes import FakeDecoder, RunFailed
+
+END = frozenset({0})
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+def request(
+    prompt: list[int], max_tokens: int = 20, sampling: Sampling | None = None,
+    deadline: float | None = None,
+) -> Request:
+    return Request(tuple(prompt), max_tokens, ignore, END, sampling or Sampling(), deadline)
+
+
+def mixed(count: int, seed: int = 0) -> list[Request]:
+    rng = random.Random(seed)
+    options = [
+        Sampling(),
+        Sampling(0.8, seed=11),
+        Sampling(1.2, top_k=10, seed=12),
+        Sampling(1.0, top_p=0.8, repetition_penalty=1.2, seed=13),
+        Sampling(repetition_penalty=1.4),
+    ]
+    return [
+        request(
+            [rng.randrange(1, 96) for _ in range(rng.randrange(1, 40))],
+            rng.randrange(1, 40),
+            options[i % len(options)],
+        )
+        for i in range(count)
+    ]
+
+
+class Driver:
+    """Runs a scheduler step by step, checks it after each, and keeps every sequence's events."""
+
+    def __init__(self, decoder: FakeDecoder, max_prefill_tokens: int = 128) -> None:
+        self.now = 0.0
+        self.decoder = decoder
+        self.scheduler = Scheduler(
+            decoder, max_prefill_tokens=max_prefill_tokens, clock=lambda: self.now
+        )
+        self.events: dict[Sequence, list[Event]] = {}
+        self.reports: list[StepReport] = []
+
+    def add(self, one: Request) -> Sequence:
+        sequence = self.scheduler.add(one)
+        self.events[sequence] = []
+        return sequence
+
+    def step(self) -> StepReport:
+        self.now += 1.0
+        report = self.scheduler.step()
+        self.scheduler.check()
+        for sequence, event in report.events:
+            told = self.events[sequence]
+            assert not told or isinstance(told[-1], Token), "an event after the end"
+            told.append(event)
+        self.reports.append(report)
+        return report
+
+    def run(self, limit: int = 5000) -> None:
+        while not self.scheduler.idle:
+            self.step()
+            assert len(self.reports) < limit, "the scheduler does not come to an end"
+        assert self.scheduler.active == self.scheduler.waiting == 0
+        for told in self.events.values():
+            assert isinstance(told[-1], Finished | Failed)
+
+    def answers(self) -> list[tuple[list[Token], str]]:
+        return [answer(told) for told in self.events.values()]
+
+
+def answer(told: list[Event]) -> tuple[list[Token], str]:
+    tokens = [event for event in told if isinstance(event, Token)]
+    end = told[-1]
+    if isinstance(end, Finished):
+        return tokens, end.reason
+    assert isinstance(end, Failed)
+    return tokens, end.error.code
+
+
+def run_all(
+    requests: list[Request],
+    hook: Callable[[str, int], None] | None = None,
+    poison: Callable[[list[int]], bool] | None = None,
+    slots: int = 8,
+) -> Driver:
+    driver = Driver(FakeDecoder(slots=slots, hook=hook, poison=poison))
+    for one in requests:
+        driver.add(one)
+    driver.run()
+    return driver
+
+
+def one_by_one(requests: list[Request]) -> list[tuple[list[Token], str]]:
+    return [run_all([one], slots=1).answers()[0] for one in requests]
+
+
+def test_together_equals_one_by_one() -> None:
+    requests = mixed(64)
+    expected = one_by_one(requests)
+    for slots in (3, 16):
+        driver = run_all(requests, slots=slots)
+        assert driver.answers() == expected  # Token equality is ids and logprobs, bit by bit
+        rows = [report.decode_rows for report in driver.reports if report.decode_rows]
+        assert sum(rows) / len(rows) > slots * 0.6
+    assert {reason for _, reason in expected} == {"stop", "length"}
+
+
+def test_max_tokens_and_capacity_bound_the_output() -> None:
+    wordy = Request((5, 6), 7, ignore, frozenset())
+    assert [len(tokens) for tokens, _ in run_all([wordy]).answers()] == [7]
+    full = Request(tuple(range(1, 61)), 1000, ignore, frozenset())
+    tokens, reason = run_all([full]).answers()[0]
+    assert (len(tokens), reason) == (4, "length")  # capacity 64
+    single = Request(tuple(range(1, 64)), 1000, ignore, frozenset())
+    assert len(run_all([single]).answers()[0][0]) == 1
+
+
+def test_end_ids_stop_and_are_not_told() -> None:
+    free = run_all([Request((3, 4, 5), 10, ignore, frozenset())]).answers()[0][0]
+    end = frozenset({free[4].id})
+    first = next(i for i, token in enumerate(free) if token.id in end)
+    stopped = run_all([Request((3, 4, 5), 10, ignore, end)]).answers()[0]
+    assert stopped == (free[:first], "stop")
+
+
+def test_prefill_runs_are_bounded_and_hold_similar_lengths() -> None:
+    driver = Driver(FakeDecoder(slots=32), max_prefill_tokens=100)
+    lengths: list[list[int]] = []
+    original = driver.decoder.prefill
+
+    def prefill(first: int, prompts: list[tuple[int, ...]]) -> object:
+        lengths.append([len(prompt) for prompt in prompts])
+        return original(first, prompts)
+
+    driver.decoder.prefill = prefill  # type: ignore[assignment, method-assign]
+    for size in (40, 8, 39, 8, 8, 41, 8, 60, 9, 40):
+        driver.add(Request((7,) * size, 5, ignore, frozenset()))
+    driver.run()
+    assert lengths[0] == [40, 40], "the oldest, and the nearest to it"
+    assert all(max(run) * len(run) <= 100 or len(run) == 1 for run in lengths)
+    assert all(max(run) <= min(run) * 1.25 + 4 for run in lengths)
+    assert sorted(size for run in lengths for size in run) == sorted(
+        (40, 8, 39, 8, 8, 41, 8, 60, 9, 40)
+    )
+
+
+def test_a_prompt_over_the_prefill_budget_runs_alone() -> None:
+    driver = Driver(FakeDecoder(slots=4), max_prefill_tokens=10)
+    for size in (5, 30, 5):
+        driver.add(request([9] * size, 3))
+    driver.run()
+    assert [report.prefill_runs for report in driver.reports if report.prefill_runs][1] == [30]
+
+
+def test_the_oldest_is_never_passed_over() -> None:
+    driver = Driver(FakeDecoder(slots=2))
+    odd = driver.add(request([9] * 60, 3))
+    for _ in range(30):
+        driver.add(request([9] * 4, 3))
+    driver.step()
+    assert driver.events[odd], "an odd length waits for nobody"
+
+
+def test_prefill_and_decode_take_turns() -> None:
+    driver = Driver(FakeDecoder(slots=64), max_prefill_tokens=20)
+    for _ in range(10):
+        driver.add(Request((7,) * 10, 30, ignore, frozenset()))
+    kinds = [bool(driver.step().decode_rows) for _ in range(8)]
+    assert kinds == [False, True] * 4
+
+
+def test_cancel_waiting_and_running() -> None:
+    driver = Driver(FakeDecoder(slots=2))
+    long = [driver.add(Request((7, i), 50, ignore, frozenset())) for i in range(1, 5)]
+    driver.step()
+    driver.scheduler.cancel(long[0])
+    driver.scheduler.cancel(long[3])
+    driver.scheduler.cancel(long[3])
+    driver.run()
+    answers = driver.answers()
+    assert [reason for _, reason in answers] == ["cancelled", "length", "length", "cancelled"]
+    assert [len(tokens) for tokens, _ in answers] == [1, 50, 50, 0]
+    driver.scheduler.cancel(long[1])
+    assert driver.scheduler.idle, "cancelling what has ended does nothing"
+
+
+def test_deadlines_hold_for_waiting_and_running() -> None:
+    driver = Driver(FakeDecoder(slots=1))
+    driver.add(Request((7, 8), 50, ignore, frozenset(), deadline=5.0))
+    driver.add(Request((7, 8), 50, ignore, frozenset(), deadline=3.0))
+    driver.add(Request((7, 8), 50, ignore, frozenset(), deadline=500.0))
+    driver.run()
+    running, waiting, in_time = driver.answers()
+    assert (len(running[0]), running[1]) == (4, "deadline_exceeded")
+    assert waiting == ([], "deadline_exceeded")
+    assert (len(in_time[0]), in_time[1]) == (50, "length")
+    error = list(driver.events.values())[0][-1]
+    assert isinstance(error, Failed) and isinstance(error.error, DeadlineExceeded)
+
+
+def test_timing_and_figures() -> None:
+    driver = Driver(FakeDecoder(slots=1))
+    driver.add(Request((7, 8), 4, ignore, frozenset()))
+    driver.add(Request((7, 8), 4, ignore, frozenset()))
+    driver.run()
+    first, second = (told[-1] for told in driver.events.values())
+    assert isinstance(first, Finished) and isinstance(second, Finished)
+    assert (first.timing.queue_s, first.timing.prefill_s, first.timing.decode_s) == (1.0, 0.0, 3.0)
+    assert second.timing.queue_s == 5.0
+    assert [r.queue_times for r in driver.reports if r.queue_times] == [[1.0], [5.0]]
+    assert [r.first_token_times for r in driver.reports if r.first_token_times] == [[1.0], [5.0]]
+    assert sum((r.token_intervals for r in driver.reports), []) == [1.0] * 6
+
+
+def fail_at(*calls: int) -> Callable[[str, int], None]:
+    def hook(phase: str, call: int) -> None:
+        if call in calls:
+            raise RunFailed(f"{phase} call {call}")
+
+    return hook
+
+
+def test_one_failure_at_any_call_changes_no_answer() -> None:
+    requests = mixed(12, seed=3)
+    undisturbed = run_all(requests, slots=4)
+    expected = undisturbed.answers()
+    calls = undisturbed.decoder.calls
+    assert {phase for phase, _ in calls} == {"prefill", "decode", "move"}
+    for call in range(1, len(calls) + 1):
+        driver = run_all(requests, hook=fail_at(call), slots=4)
+        assert driver.answers() == expected, f"a failure of call {call}, {calls[call - 1]}"
+        assert sum(len(report.failures) for report in driver.reports) == 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_random_failures_leave_only_true_answers(share: float) -> None:
+    requests = mixed(24, seed=4)
+    expected = one_by_one(requests)
+    for seed in range(15):
+        rng = random.Random(seed)
+
+        def hook(phase: str, call: int, rng: random.Random = rng) -> None:
+            if rng.random() < share:
+                raise RunFailed
+
+        for got, wanted in zip(run_all(requests, hook=hook).answers(), expected, strict=True):
+            if got[1] == "engine_failed":
+                assert got[0] == wanted[0][: len(got[0])], "told tokens are never taken back"
+            else:
+                assert got == wanted
+
+
+def test_a_poisoned_prompt_fails_alone() -> None:
+    requests = mixed(20, seed=5)
+    requests[6] = request([95, 95, 3, 4])
+    driver = run_all(requests, poison=lambda history: history[:2] == [95, 95])
+    expected = one_by_one(requests)
+    expected[6] = ([], "engine_failed")
+    assert driver.answers() == expected
+    error = driver.events[list(driver.events)[6]][-1]
+    assert isinstance(error, Failed) and isinstance(error.error, EngineFailed)
+    assert "poison" not in error.error.detail, "internals do not leak"
+
+
+@pytest.mark.parametrize("guilty", [[0], [3], [7], [1, 4, 5]])
+def test_a_row_that_breaks_decoding_fails_alone(guilty: list[int]) -> None:
+    requests = [
+        Request((i + 1, 40 + i), 15, ignore, frozenset(), Sampling(0.9, seed=i)) for i in range(8)
+    ]
+    expected = one_by_one(requests)
+
+    def poison(history: list[int]) -> bool:
+        return len(history) >= 9 and history[0] - 1 in guilty
+
+    driver = run_all(requests, poison=poison)
+    for i in guilty:
+        expected[i] = (expected[i][0][:7], "engine_failed")  # 2 of prompt, the 7th is not read
+    assert driver.answers() == expected
+
+
+def test_logits_that_are_not_finite_fail_alone() -> None:
+    requests = mixed(10, seed=6)
+    expected = one_by_one(requests)
+    decoder = FakeDecoder()
+    driver = Driver(decoder)
+    original = decoder.prefill
+
+    def prefill(first: int, prompts: list[tuple[int, ...]]) -> object:
+        logits = original(first, prompts)
+        for row, prompt in enumerate(prompts):
+            if prompt == requests[2].prompt:
+                logits[row, 5] = float("nan")
+        return logits
+
+    decoder.prefill = prefill  # type: ignore[assignment, method-assign]
+    for one in requests:
+        driver.add(one)
+    driver.run()
+    expected[2] = ([], "engine_failed")
+    assert driver.answers() == expected
+
+
+def test_a_dead_device_fails_everything_and_leaks_nothing() -> None:
+    def hook(phase: str, call: int) -> None:
+        if call > 20:
+            raise RunFailed
+
+    driver = run_all([request([i + 1] * 5, 50) for i in range(30)], hook=hook)
+    assert {reason for _, reason in driver.answers()} <= {"engine_failed", "stop"}
+    assert sum(len(report.failures) for report in driver.reports) < 300
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fuzz(seed: int) -> None:
+    """Arrivals, cancels, deadlines and failures in any order: one end each, true answers."""
+    rng = random.Random(seed)
+    trouble = 0.03 if seed % 2 else 0.0
+
+    def hook(phase: str, call: int) -> None:
+        if rng.random() < trouble:
+            raise RunFailed
+
+    driver = Driver(FakeDecoder(slots=rng.choice([1, 3, 8]), hook=hook))
+    requests = mixed(120, seed)
+    added: list[tuple[Sequence, Request]] = []
+    for one in requests:
+        deadline = driver.now + rng.randrange(1, 200) if rng.random() < 0.2 else None
+        one = Request(one.prompt, one.max_tokens, ignore, END, one.sampling, deadline)
+        added.append((driver.add(one), one))
+        for _ in range(rng.randrange(0, 9)):
+            driver.step()
+            if rng.random() < 0.05:
+                driver.scheduler.cancel(rng.choice(added)[0])
+    driver.run()
+    for (sequence, _), wanted in zip(added, one_by_one(requests), strict=True):
+        got = answer(driver.events[sequence])
+        if got[1] in ("stop", "length"):
+            assert got == wanted
+        else:
+            assert got[0] == wanted[0][: len(got[0])]
+    reasons = {answer(told)[1] for told in driver.events.values()}
+    assert reasons >= {"stop", "length", "cancelled"}
