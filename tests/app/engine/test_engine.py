@@ -1,0 +1,349 @@
+"""The engine's thread: order of events, one end each, full queue, drain, death, metrics."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from app.engine.engine import Engine, Ticket
+from app.engine.request import Event, Failed, Finished, Request, Sampling, Token
+from app.errors import AppError, InvalidField, NotReady, QueueFull, TooLong
+from app.metrics import Metrics
+from tests.fakes import FakeDecoder, RunFailed
+
+END = frozenset({0})
+
+
+class Listener:
+    """Collects events; remembers what must not happen."""
+
+    def __init__(self, act: Callable[[Event], None] | None = None) -> None:
+        self.events: list[Event] = []
+        self.threads: set[str] = set()
+        self.ended = threading.Event()
+        self.after_end = 0
+        self._act = act
+
+    def __call__(self, event: Event) -> None:
+        self.after_end += self.ended.is_set()
+        self.events.append(event)
+        self.threads.add(threading.current_thread().name)
+        if not isinstance(event, Token):
+            self.ended.set()
+        if self._act is not None:
+            self._act(event)
+
+    @property
+    def answer(self) -> tuple[list[Token], str]:
+        assert self.ended.wait(10) and self.after_end == 0
+        tokens = [event for event in self.events if isinstance(event, Token)]
+        end = self.events[-1]
+        assert len(tokens) == len(self.events) - 1
+        if isinstance(end, Finished):
+            return tokens, end.reason
+        assert isinstance(end, Failed)
+        return tokens, end.error.code
+
+
+class Gate:
+    """A decoder hook that lets runs pass only while it is open; can be told to raise."""
+
+    def __init__(self, is_open: bool = True) -> None:
+        self._open = threading.Event()
+        self.reached = threading.Event()
+        self.error: BaseException | None = None
+        if is_open:
+            self._open.set()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def __call__(self, phase: str, call: int) -> None:
+        self.reached.set()
+        assert self._open.wait(10)
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def running(
+    decoder: FakeDecoder | None = None, metrics: Metrics | None = None, max_queue: int = 2048
+) -> Iterator[Engine]:
+    decoder = decoder or FakeDecoder()
+    engine = Engine(decoder, metrics or Metrics(), max_queue=max_queue)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        if isinstance(decoder.hook, Gate):
+            decoder.hook.open()
+        engine.stop(drain=False)
+        assert not engine.alive
+        engine._scheduler.check()
+
+
+def request(
+    listener: Listener, prompt: tuple[int, ...] = (5, 6, 7), max_tokens: int = 20,
+    sampling: Sampling | None = None, end: frozenset[int] = END, deadline: float | None = None,
+) -> Request:
+    return Request(prompt, max_tokens, listener, end, sampling or Sampling(), deadline)
+
+
+def endless(listener: Listener, **more: object) -> Request:
+    return request(listener, (5,), 60, end=frozenset(), **more)  # type: ignore[arg-type]
+
+
+def mixed(count: int) -> list[Request]:
+    rng = random.Random(1)
+    return [
+        request(
+            Listener(),
+            tuple(rng.randrange(1, 96) for _ in range(rng.randrange(1, 30))),
+            rng.randrange(1, 30),
+            Sampling(0.9, top_k=20, seed=i) if i % 2 else Sampling(),
+        )
+        for i in range(count)
+    ]
+
+
+def answers(requests: list[Request]) -> list[tuple[list[Token], str]]:
+    return [one.listener.answer for one in requests]  # type: ignore[attr-defined]
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    got = metrics.registry.get_sample_value(name, labels)
+    assert got is not None, name
+    return got
+
+
+def test_sixty_four_at_once_equal_one_by_one() -> None:
+    alone, together = mixed(64), mixed(64)
+    with running() as engine:
+        for one in alone:
+            engine.submit([one])
+            one.listener.answer  # type: ignore[attr-defined]  # noqa: B018
+    metrics = Metrics()
+    with running(metrics=metrics) as engine:
+        engine.submit(together)
+        assert answers(together) == answers(alone)
+    name = "gpt2mt_decode_batch_size"
+    assert value(metrics, f"{name}_sum") / value(metrics, f"{name}_count") > 5
+
+
+def test_listeners_are_called_on_the_engines_thread() -> None:
+    listener = Listener()
+    with running() as engine:
+        engine.submit([request(listener)])
+        assert listener.answer[1] in ("stop", "length")
+    assert listener.threads == {"engine"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param"),
+    [
+        ({"prompt": ()}, InvalidField, "prompt"),
+        ({"prompt": (1,) * 64}, TooLong, "prompt"),
+        ({"prompt": (1, 96)}, InvalidField, "prompt"),
+        ({"prompt": (1, -1)}, InvalidField, "prompt"),
+        ({"max_tokens": 0}, InvalidField, "max_tokens"),
+        ({"sampling": Sampling(temperature=-1.0)}, InvalidField, "temperature"),
+        ({"sampling": Sampling(temperature=float("nan"))}, InvalidField, "temperature"),
+        ({"sampling": Sampling(top_p=1.5)}, InvalidField, "top_p"),
+        ({"sampling": Sampling(top_k=-1)}, InvalidField, "top_k"),
+        ({"sampling": Sampling(repetition_penalty=0.0)}, InvalidField, "repetition_penalty"),
+    ],
+)
+def test_a_bad_request_is_refused_with_its_field(
+    change: dict[str, object], error: type[AppError], param: str
+) -> None:
+    good = Listener()
+    with running() as engine:
+        with pytest.raises(error) as caught:
+            engine.submit([request(good), request(Listener(), **change)])  # type: ignore[arg-type]
+        assert caught.value.param == param
+        assert engine.stats().queued == 0, "all or nothing"
+    assert not good.events
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    gate = Gate(is_open=False)
+    with running(FakeDecoder(slots=1, hook=gate), max_queue=3) as engine:
+        engine.submit([endless(Listener())])
+        assert gate.reached.wait(5)
+        job = [endless(Listener()) for _ in range(50)]
+        engine.submit(job)  # there was room: admitted whole
+        assert (engine.stats().queued, engine.stats().active) == (50, 0)
+        with pytest.raises(QueueFull) as caught:
+            engine.submit([endless(Listener())])
+        assert caught.value.retry_after_s == 1.0, "nothing is known about the pace yet"
+        engine._ends.extend(time.monotonic() - 10.0 + i for i in range(10))
+        with pytest.raises(QueueFull) as caught:
+            engine.submit([endless(Listener())])
+        assert caught.value.retry_after_s == pytest.approx(48, rel=0.1)  # 48 too many, 1 a second
+
+
+def test_cancel_is_idempotent_and_safe_from_a_listener() -> None:
+    tickets: list[Ticket] = []
+    count = 0
+
+    def act(event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            tickets[0].cancel()
+            tickets[0].cancel()
+
+    gate = Gate(is_open=False)
+    listener, waiting = Listener(act), Listener()
+    with running(FakeDecoder(slots=1, hook=gate)) as engine:
+        tickets += engine.submit([endless(listener), endless(waiting)])
+        tickets[1].cancel()
+        gate.open()
+        tokens, reason = listener.answer
+        assert (len(tokens), reason) == (3, "cancelled")
+        assert waiting.answer == ([], "cancelled")
+        tickets[0].cancel()
+    assert listener.after_end == 0
+
+
+def test_a_listener_that_raises_harms_only_itself() -> None:
+    def act(event: Event) -> None:
+        raise ValueError("the listener's own")
+
+    bad, good = Listener(act), Listener()
+    with running() as engine:
+        engine.submit([endless(bad), endless(good)])
+        assert good.answer[1] == "length"
+        assert bad.answer[1] == "cancelled"
+        assert engine.alive
+
+
+def test_deadline() -> None:
+    late, good = Listener(), Listener()
+    with running() as engine:
+        engine.submit([endless(late, deadline=time.monotonic() - 1), endless(good)])
+        assert late.answer == ([], "deadline_exceeded")
+        assert good.answer[1] == "length"
+
+
+def test_stop_drains() -> None:
+    requests = mixed(40)
+    with running(FakeDecoder(slots=2)) as engine:
+        engine.submit(requests)
+        engine.stop(drain=True)
+        assert not engine.alive
+        assert all(one.listener.ended.is_set() for one in requests)  # type: ignore[attr-defined]
+        with pytest.raises(NotReady):
+            engine.submit(mixed(1))
+    assert {reason for _, reason in answers(requests)} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_stop_under_load_fails_what_is_left(drain: bool) -> None:
+    def slow(phase: str, call: int) -> None:
+        time.sleep(0.01)
+
+    requests = [endless(Listener()) for _ in range(30)]
+    with running(FakeDecoder(slots=4, hook=slow)) as engine:
+        engine.submit(requests)
+        time.sleep(0.05)
+        began = time.monotonic()
+        engine.stop(drain=drain, timeout_s=0.2)
+        assert time.monotonic() - began < 2.0
+        assert {reason for _, reason in answers(requests)} == {"not_ready"}
+
+
+def test_refuses_before_start_and_stops_without_start() -> None:
+    engine = Engine(FakeDecoder(), Metrics())
+    with pytest.raises(NotReady):
+        engine.submit(mixed(1))
+    engine.stop()
+    assert not engine.alive
+
+
+def test_when_the_loop_dies_everyone_is_told() -> None:
+    gate = Gate(is_open=False)
+    gate.error = SystemExit()  # no run failure: nothing that the scheduler may catch
+    requests = mixed(20)
+    with running(FakeDecoder(slots=2, hook=gate)) as engine:
+        engine.submit(requests)
+        gate.open()
+        assert {reason for _, reason in answers(requests)} == {"engine_failed"}
+        engine._thread.join(5)
+        assert not engine.alive
+        with pytest.raises(NotReady):
+            engine.submit(mixed(1))
+        engine._scheduler = Engine(FakeDecoder(), Metrics())._scheduler  # its state is void
+
+
+def test_a_failing_run_is_counted_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    def hook(phase: str, call: int) -> None:
+        if call == 4:
+            raise RunFailed("the driver's secret")
+
+    metrics = Metrics()
+    requests = mixed(10)
+    with running(FakeDecoder(hook=hook), metrics) as engine:
+        engine.submit(requests)
+        assert {reason for _, reason in answers(requests)} <= {"stop", "length"}
+    failures = sum(
+        value(metrics, "gpt2mt_run_failures_total", phase=phase) for phase in ("prefill", "decode")
+    )
+    assert failures == 1
+    assert "the driver's secret" in caplog.text
+
+
+def test_metrics_add_up() -> None:
+    metrics = Metrics()
+    requests = mixed(30)
+    listener = Listener()
+    with running(FakeDecoder(slots=4), metrics) as engine:
+        engine.submit(requests)
+        cancelled = engine.submit([endless(listener)])[0]
+        cancelled.cancel()
+        got = [*answers(requests), listener.answer]
+        assert engine.stats().slots == value(metrics, "gpt2mt_slots") == 4
+    tokens = sum(len(tokens) for tokens, _ in got)
+    assert value(metrics, "gpt2mt_generated_tokens_total") == tokens
+    for reason in ("stop", "length", "cancelled", "deadline", "failed"):
+        expected = sum(end == reason for _, end in got)
+        assert value(metrics, "gpt2mt_sequences_total", finish_reason=reason) == expected
+    prompts = sum(len(one.prompt) for one in requests)
+    assert value(metrics, "gpt2mt_prompt_tokens_total") in (prompts, prompts + 1)
+    assert value(metrics, "gpt2mt_time_to_first_token_seconds_count") >= 30
+    assert value(metrics, "gpt2mt_queue_time_seconds_count") >= 30
+    assert value(metrics, "gpt2mt_inter_token_latency_seconds_count") > tokens / 2
+    assert value(metrics, "gpt2mt_active_slots") == value(metrics, "gpt2mt_queue_depth") == 0
+
+
+def test_submissions_and_cancels_from_many_threads() -> None:
+    requests = mixed(200)
+    errors: list[BaseException] = []
+
+    def client(part: list[Request], seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for one in part:
+                ticket = engine.submit([one])[0]
+                if rng.random() < 0.2:
+                    time.sleep(rng.random() * 0.002)
+                    ticket.cancel()
+        except BaseException as error:
+            errors.append(error)
+
+    with running(FakeDecoder(slots=8)) as engine:
+        threads = [threading.Thread(target=client, args=(requests[i::8], i)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        got = answers(requests)
+        assert not errors
+        assert engine.stats().queued == 0
+        assert {reason for _, reason in got} <= {"stop", "length", "cancelled"}
+    assert engine.stats().active == 0
