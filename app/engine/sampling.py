@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from app.engine.request import Sampling
 
 _BLOCK = 128  # values per block where a row is searched in two levels
-_NUCLEUS = (64, 1024)  # sizes tried for top-p before the whole row is sorted
+_FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for top-p
 
 
 class Sampler:
@@ -114,26 +114,26 @@ def nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
 
     Of equal weights the lower index goes first.
     """
-    target = top_p * float(weights.sum())
-    for k in (*_NUCLEUS, weights.size):
-        k = min(k, weights.size)
-        ids = largest(weights, k) if k < weights.size else np.arange(k)
-        order = ids[np.argsort(-weights[ids], kind="stable")]
-        cumulated = np.cumsum(weights[order])
-        if cumulated[-1] >= target:
-            break
-    count = int(np.searchsorted(cumulated, target)) + 1
-    return np.sort(order[:count])
+    total = left = float(weights.sum())
+    ids = np.arange(weights.size)
+    # Whatever is no larger than its share of what may be left out is left out: less to sort.
+    for _ in range(_FILTERS):
+        spare = left - (top_p + 1e-9) * total
+        large = np.flatnonzero(weights > max(spare, 0.0) / weights.size)
+        ids, weights = ids[large], weights[large]
+        left = float(weights.sum())
+    order = np.argsort(-weights, kind="stable")
+    count = int(np.searchsorted(np.cumsum(weights[order]), top_p * total)) + 1
+    return np.sort(ids[order[:count]])
 
 
 def draw(weights: NDArray[np.float64], u: float) -> int:
     """The index that `u` of [0, 1) falls on when the weights are laid end to end."""
     if weights.size <= 2 * _BLOCK:
         return _locate(weights, u * float(np.cumsum(weights)[-1]))
-    blocks = -(-weights.size // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK)
-    padded[: weights.size] = weights
-    table = padded.reshape(blocks, _BLOCK)
+    if weights.size % _BLOCK:
+        weights = np.pad(weights, (0, -weights.size % _BLOCK))
+    table = weights.reshape(-1, _BLOCK)
     sums = table.sum(axis=1)
     ends = np.cumsum(sums)
     target = u * float(ends[-1])

@@ -1,4 +1,4 @@
-"""Sampling: fast paths against obvious references, against transformers, and alone against batch."""
+"""Sampling: fast paths against obvious references and transformers, rows alone and in a batch."""
 
 from __future__ import annotations
 
