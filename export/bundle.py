@@ -101,8 +101,8 @@ def make_manifest(
         Corpus(name=str(c["name"]), licence=str(c["licence"])) for c in meta.get("corpora", [])
     )
     templates = {key: tuple(pieces) for key, pieces in meta["templates"].items()}
-    # As many tokens of output as of prompt.
-    room = max(1, d.context // 2)
+    # A quarter of the context is kept for the output.
+    room = max(1, d.context * 3 // 4)
     return Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
