@@ -338,9 +338,8 @@ class Scheduler:
         self._end(sequence, Failed(error))
 
     def _end(self, sequence: Sequence, event: Event) -> None:
-        if not sequence.ended:
-            sequence.ended = True
-            self._report.events.append((sequence, event))
+        sequence.ended = True
+        self._report.events.append((sequence, event))
 
     def check(self) -> None:
         """Raise AssertionError when the state is inconsistent; tests call it after every step."""
