@@ -35,6 +35,11 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
 
 
+def default_temperature(top_k: int | None, top_p: float | None, seed: int | None) -> float:
+    """Greedy, unless one of the options that only mean something for sampling is given."""
+    return 0.0 if top_k is None and top_p is None and seed is None else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """More text of prompt `index`; the last one of a prompt carries its finish reason."""

@@ -1,0 +1,90 @@
+"""Worked examples of requests and answers, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+_USAGE = {"prompt_tokens": 14, "completion_tokens": 9}
+_TIMING = {"queue_s": 0.0004, "prefill_s": 0.0061, "decode_s": 0.0312}
+
+TRANSLATE: dict[str, Example] = {
+    "one": Example(
+        summary="One text", value={"text": "Good morning!", "source": "en", "target": "de"}
+    ),
+    "several": Example(
+        summary="Several texts, their languages detected",
+        value={"text": ["Bonjour à tous.", "我喜欢猫。"], "source": "auto", "target": "en"},
+    ),
+    "layout": Example(
+        summary="A text with lines",
+        value={"text": "First line.\n\n  - Second line.\n", "source": "en", "target": "fr"},
+    ),
+}
+GENERATE: dict[str, Example] = {
+    "greedy": Example(
+        summary="The likeliest continuation",
+        value={"prompt": "The weather today is", "max_tokens": 32},
+    ),
+    "sampling": Example(
+        summary="Sampling that can be repeated",
+        value={
+            "prompt": ["Once upon a time", "Es war einmal"],
+            "max_tokens": 64,
+            "temperature": 0.8,
+            "top_k": 50,
+            "top_p": 0.95,
+            "repetition_penalty": 1.1,
+            "seed": 7,
+            "stop": ["\n\n"],
+        },
+    ),
+    "stream": Example(
+        summary="Server-sent events",
+        value={"prompt": "The weather today is", "max_tokens": 32, "stream": True},
+    ),
+}
+TRANSLATE_ANSWER: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "example": {
+                "translations": [
+                    {
+                        "text": "Good morning, everyone.",
+                        "source": "fr",
+                        "detected": {"language": "fr", "confidence": 0.9991},
+                        "finish_reason": "stop",
+                        "truncated": False,
+                    }
+                ],
+                "usage": _USAGE,
+                "timing": _TIMING,
+                "model": "gpt2-mt-default",
+            }
+        }
+    }
+}
+_EVENTS = """\
+data: {"index":0,"text":" sunny","finish_reason":null}
+
+data: {"index":0,"text":" and warm.","finish_reason":null}
+
+data: {"index":0,"text":"","finish_reason":"stop"}
+
+data: [DONE]
+
+"""
+GENERATE_ANSWER: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "example": {
+                "generations": [{"text": " sunny and warm.", "finish_reason": "stop"}],
+                "usage": _USAGE,
+                "timing": _TIMING,
+                "model": "gpt2-mt-default",
+            }
+        },
+        "text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS},
+    }
+}

@@ -1,0 +1,139 @@
+"""The outermost layer of the application, as plain ASGI.
+
+For every request: an id (the client's X-Request-ID if it is a sane one), the whole body read under
+the limit before anything else runs, metrics under the route's template, Server-Timing, one log
+line without the client's address or text, and a problem instead of a traceback for what nobody
+caught. A client that went away is counted as 499.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import problem
+from app.errors import AppError, BodyTooLarge
+from app.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_GONE = 499
+log = logging.getLogger("app.http")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+class RequestContext:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, paths: frozenset[str]
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._paths = paths  # to name a request that was refused before it was routed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        self._metrics.requests_in_flight.inc()
+        try:
+            await self._answer(exchange, scope, receive)
+        finally:
+            self._metrics.requests_in_flight.dec()
+            self._record(exchange, scope)
+
+    async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
+        try:
+            body = await _read(scope, receive, self._max_body_bytes)
+            await self._app(scope, _replay(body, receive), exchange.send)
+        except ClientGone:
+            return
+        except AppError as error:
+            await exchange.fail(error, receive)
+        except Exception:
+            log.exception("request %s failed", exchange.request_id)
+            await exchange.fail(AppError("an unexpected error"), receive)
+
+    def _record(self, exchange: _Exchange, scope: Scope) -> None:
+        path = scope["path"] if scope["path"] in self._paths else "unmatched"
+        route = getattr(scope.get("route"), "path", path)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        status = exchange.status if exchange.complete else _CLIENT_GONE
+        seconds = time.monotonic() - exchange.began
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        self._metrics.request_duration.labels(route).observe(seconds)
+        log.info("%s %s %d %.3f s %s", method, route, status, seconds, exchange.request_id)
+
+
+class _Exchange:
+    """One request and what of its answer has been sent."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        self.began = time.monotonic()
+        self.status = 0
+        self.complete = False
+        self._scope = scope
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            parts = [headers["Server-Timing"]] if "Server-Timing" in headers else []
+            parts.append(f"total;dur={(time.monotonic() - self.began) * 1000:.1f}")
+            headers["Server-Timing"] = ", ".join(parts)
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.complete = True
+
+    async def fail(self, error: AppError, receive: Receive) -> None:
+        if not self.status:  # else the answer has begun and can only be broken off
+            await problem(error, self._scope)(self._scope, receive, self.send)
+
+
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body; refused as soon as it is known to be over the limit."""
+    error = BodyTooLarge(f"the body may have at most {limit} bytes")
+    announced = Headers(scope=scope).get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
+        raise error
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise error
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once and then what the server has to say."""
+    told = False
+
+    async def replay() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,87 @@
+"""The OpenAPI document: what every error answer looks like, worked out per error class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import Problem
+from app.errors import (
+    AppError,
+    BadJson,
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidField,
+    NotReady,
+    QueueFull,
+    UnsupportedMediaType,
+)
+
+DESCRIPTION = """\
+Translation and text generation by a compact GPT-2 on ONNX Runtime, with continuous batching.
+The same request gets the same answer at any load. Errors are RFC 9457 problem details.
+Send `X-Request-ID` to find a request again in the logs; it is echoed."""
+
+_REF = "#/components/schemas/{model}"
+_SAMPLES: dict[type[AppError], AppError] = {
+    BadJson: BadJson("the body is not valid JSON: Expecting value, at 9"),
+    BodyTooLarge: BodyTooLarge("the body may have at most 1048576 bytes"),
+    UnsupportedMediaType: UnsupportedMediaType(
+        "Content-Type is text/plain: send application/json", param="Content-Type"
+    ),
+    InvalidField: InvalidField('top_p is "0.9": Input should be a valid number', param="top_p"),
+    QueueFull: QueueFull("2048 sequences are waiting; the limit is 2048", retry_after_s=3),
+    NotReady: NotReady("the model is being loaded", retry_after_s=1),
+    DeadlineExceeded: DeadlineExceeded("no complete answer within timeout_s=5"),
+}
+
+
+def errors(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may fail in these ways."""
+    return {kind.status: _response(_SAMPLES[kind]) for kind in kinds}
+
+
+def describe(app: FastAPI) -> None:
+    """Make the application's document one that knows the problem schema."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            problem = Problem.model_json_schema(ref_template=_REF)
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            components.update(problem.pop("$defs", {}))
+            components["Problem"] = problem
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _response(sample: AppError) -> dict[str, Any]:
+    example: dict[str, Any] = {
+        "type": f"urn:gpt2-mt:problem:{sample.code}",
+        "title": sample.title,
+        "status": sample.status,
+        "detail": sample.detail,
+        "instance": "/v1/generate",
+        "code": sample.code,
+        "param": sample.param,
+        "request_id": "0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+    }
+    response: dict[str, Any] = {"description": sample.title}
+    if sample.retry_after_s is not None:
+        example["retry_after_s"] = int(sample.retry_after_s)
+        response["headers"] = {
+            "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
+        }
+    schema = {"$ref": "#/components/schemas/Problem"}
+    response["content"] = {MEDIA_TYPE: {"schema": schema, "example": example}}
+    return response

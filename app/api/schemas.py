@@ -1,0 +1,178 @@
+"""Bodies of the requests and answers of `/v1/*`.
+
+Requests are strict: an unknown field, a string for a number or a number out of range is an error
+that names the field. `TAGS` are the names that pydantic puts into error locations for the two
+forms of a text; problems leave them out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+TAGS = frozenset({"<string>", "<array>"})
+
+
+def _form(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    return "<array>" if isinstance(value, list) else None
+
+
+_either = Discriminator(
+    _form,
+    custom_error_type="string_or_array",
+    custom_error_message="Input should be a string or an array of strings",
+)
+Texts = Annotated[Annotated[str, Tag("<string>")] | Annotated[list[str], Tag("<array>")], _either]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Stops = Annotated[
+    Annotated[StopString, Tag("<string>")]
+    | Annotated[list[StopString], Field(max_length=16), Tag("<array>")],
+    _either,
+]
+Code = Annotated[str, StringConstraints(min_length=1, max_length=35)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+TimeoutS = Annotated[
+    Real | None,
+    Field(gt=0, description="Seconds until the request is given up with 504."),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TranslateRequest(_Request):
+    text: Texts = Field(
+        description="One text or several. Line breaks and the space around sentences are kept; "
+        "blank items and texts without letters come back as they are."
+    )
+    source: Code = Field("auto", description="A language code, or `auto`: detected per text.")
+    target: Code = Field(description="A language code.")
+    timeout_s: TimeoutS = None
+
+
+class GenerateRequest(_Request):
+    prompt: Texts = Field(description="One prompt or several.")
+    max_tokens: int = Field(128, ge=1, le=1_000_000, description="At most the context's rest.")
+    temperature: Annotated[Real, Field(ge=0, le=5)] | None = Field(
+        None,
+        description="0 takes the likeliest token always. Left out: 0, or 1 if `top_k`, `top_p` "
+        "or `seed` asks for sampling.",
+    )
+    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: off.")
+    top_p: Annotated[Real, Field(gt=0, le=1)] | None = Field(None, description="1: off.")
+    repetition_penalty: Annotated[Real, Field(gt=0, le=10)] = Field(1.0, description="1: off.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="Prompt i of an array samples with seed + i (modulo 2**32), as it would alone.",
+    )
+    stop: Stops | None = Field(None, description="Strings that end the text; they are withheld.")
+    stream: bool = Field(False, description="Answer by server-sent events.")
+    timeout_s: TimeoutS = None
+
+
+class DetectedAnswer(_Answer):
+    language: str
+    confidence: float = Field(ge=0, le=1)
+
+
+class TranslationAnswer(_Answer):
+    text: str
+    source: str
+    detected: DetectedAnswer | None = Field(description="null if the source was given.")
+    finish_reason: Literal["stop", "length"]
+    truncated: bool = Field(description="true if an output reached its limit and was cut.")
+
+
+class UsageAnswer(_Answer):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class TimingAnswer(_Answer):
+    """Of the sequence that took longest."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class TranslateAnswer(_Answer):
+    translations: list[TranslationAnswer]
+    usage: UsageAnswer
+    timing: TimingAnswer
+    model: str
+
+
+class GenerationAnswer(_Answer):
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+class GenerateAnswer(_Answer):
+    generations: list[GenerationAnswer]
+    usage: UsageAnswer
+    timing: TimingAnswer
+    model: str
+
+
+class ModelAnswer(_Answer):
+    id: str
+    object: Literal["model"] = "model"
+    created: str
+    precision: str
+    parameters: int
+    context: int
+    tasks: list[str]
+    languages: list[str]
+    pairs: list[tuple[str, str]]
+    limits: dict[str, int]
+
+
+class ModelsAnswer(_Answer):
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class LanguageAnswer(_Answer):
+    code: str
+    name: str
+    targets: list[str]
+
+
+class LanguagesAnswer(_Answer):
+    languages: list[LanguageAnswer]
+
+
+class HealthAnswer(_Answer):
+    status: Literal["ok"] = "ok"
+
+
+class FieldProblem(_Answer):
+    param: str | None
+    code: str
+    detail: str
+
+
+class Problem(_Answer):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    param: str | None = None
+    request_id: str
+    retry_after_s: int | None = None
+    errors: list[FieldProblem] | None = None

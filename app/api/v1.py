@@ -1,0 +1,260 @@
+"""The service's own API: translate, generate, models, languages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api import examples
+from app.api.middleware import ClientGone, log
+from app.api.openapi import errors
+from app.api.problems import members
+from app.api.schemas import (
+    DetectedAnswer,
+    GenerateAnswer,
+    GenerateRequest,
+    GenerationAnswer,
+    LanguageAnswer,
+    LanguagesAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+    TimingAnswer,
+    TranslateAnswer,
+    TranslateRequest,
+    TranslationAnswer,
+    UsageAnswer,
+)
+from app.api.state import ServiceOf, StateOf
+from app.engine.request import Timing
+from app.errors import (
+    AppError,
+    BadJson,
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidField,
+    NotReady,
+    QueueFull,
+    UnsupportedMediaType,
+)
+from app.tasks.generate import GenerateOptions, GenerationStream, default_temperature
+from app.tasks.job import Usage
+from app.tasks.translate import Translation
+
+T = TypeVar("T")
+POST_ERRORS = errors(
+    BadJson, BodyTooLarge, UnsupportedMediaType, InvalidField, QueueFull, DeadlineExceeded
+)
+
+
+async def require_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type is {kind or 'missing'}: send application/json", param="Content-Type"
+        )
+
+
+router = APIRouter(prefix="/v1", tags=["v1"])
+
+
+@router.post(
+    "/translate",
+    summary="Translate one text or several",
+    responses={200: examples.TRANSLATE_ANSWER, **POST_ERRORS},
+    dependencies=[Depends(require_json)],
+)
+async def translate(
+    body: Annotated[TranslateRequest, Body(openapi_examples=examples.TRANSLATE)],
+    request: Request,
+    response: Response,
+    state: StateOf,
+    service: ServiceOf,
+) -> TranslateAnswer:
+    """Answers stand in the order of the texts; all sentences are batched together."""
+    deadline = state.deadline(body.timeout_s)
+    result = await _unless_gone(
+        request, service.translator.run(body.text, body.source, body.target, deadline)
+    )
+    response.headers["Server-Timing"] = _server_timing(result.timing)
+    return TranslateAnswer(
+        translations=[_translation(t) for t in result.translations],
+        usage=_usage(result.usage),
+        timing=_timing(result.timing),
+        model=service.bundle.manifest.name,
+    )
+
+
+@router.post(
+    "/generate",
+    summary="Continue one prompt or several",
+    response_model=GenerateAnswer,
+    responses={200: examples.GENERATE_ANSWER, **POST_ERRORS},
+    dependencies=[Depends(require_json)],
+)
+async def generate(
+    body: Annotated[GenerateRequest, Body(openapi_examples=examples.GENERATE)],
+    request: Request,
+    response: Response,
+    state: StateOf,
+    service: ServiceOf,
+) -> GenerateAnswer | Response:
+    """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, and the
+    last one is `[DONE]`; an error after the first event comes as `{"error": {...}}`."""
+    deadline = state.deadline(body.timeout_s)
+    options = _options(body)
+    if body.stream:
+        stream = await service.generator.start(body.prompt, options, deadline)
+        return EventStream(stream, request.scope)
+    result = await _unless_gone(request, service.generator.run(body.prompt, options, deadline))
+    response.headers["Server-Timing"] = _server_timing(result.timing)
+    return GenerateAnswer(
+        generations=[
+            GenerationAnswer(text=g.text, finish_reason=g.finish_reason) for g in result.generations
+        ],
+        usage=_usage(result.usage),
+        timing=_timing(result.timing),
+        model=service.bundle.manifest.name,
+    )
+
+
+@router.get("/models", summary="The model that is served", responses=errors(NotReady))
+async def models(service: ServiceOf) -> ModelsAnswer:
+    manifest = service.bundle.manifest
+    limits = service.limits
+    model = ModelAnswer(
+        id=manifest.name,
+        created=manifest.created,
+        precision=manifest.model.precision,
+        parameters=manifest.model.parameters,
+        context=limits.context,
+        tasks=sorted(manifest.templates),
+        languages=list(manifest.languages),
+        pairs=list(manifest.pairs),
+        limits={
+            "max_prompt_tokens": limits.max_prompt_tokens,
+            "max_items": limits.max_items,
+            "max_characters": limits.max_characters,
+        },
+    )
+    return ModelsAnswer(data=[model])
+
+
+@router.get("/languages", summary="Languages and their targets", responses=errors(NotReady))
+async def languages(service: ServiceOf) -> LanguagesAnswer:
+    manifest = service.bundle.manifest
+    return LanguagesAnswer(
+        languages=[
+            LanguageAnswer(
+                code=code, name=name, targets=[t for s, t in manifest.pairs if s == code]
+            )
+            for code, name in manifest.languages.items()
+        ]
+    )
+
+
+class EventStream(StreamingResponse):
+    """A generation as server-sent events; however it ends, its slots are freed."""
+
+    def __init__(self, stream: GenerationStream, scope: Scope) -> None:
+        self._stream = stream
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_events(stream, scope), 200, headers, "text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.close()
+
+
+async def _events(stream: GenerationStream, scope: Scope) -> AsyncIterator[str]:
+    try:
+        async for chunk in stream.chunks():
+            yield _event(
+                {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
+            )
+        yield "data: [DONE]\n\n"
+    except AppError as error:
+        yield _event({"error": members(error, scope)})
+    except Exception:
+        log.exception("request %s failed", scope["state"]["request_id"])
+        yield _event({"error": members(AppError("an unexpected error"), scope)})
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        watch.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _options(body: GenerateRequest) -> GenerateOptions:
+    temperature = body.temperature
+    if temperature is None:
+        temperature = default_temperature(body.top_k, body.top_p, body.seed)
+    stop = body.stop or []
+    return GenerateOptions(
+        max_tokens=body.max_tokens,
+        temperature=temperature,
+        top_k=body.top_k or 0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+
+
+def _translation(result: Translation) -> TranslationAnswer:
+    found = result.detected
+    detected = None
+    if found is not None:
+        detected = DetectedAnswer(language=found.language, confidence=found.confidence)
+    return TranslationAnswer(
+        text=result.text,
+        source=result.source,
+        detected=detected,
+        finish_reason=result.finish_reason,
+        truncated=result.truncated,
+    )
+
+
+def _usage(usage: Usage) -> UsageAnswer:
+    return UsageAnswer(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def _timing(timing: Timing) -> TimingAnswer:
+    return TimingAnswer(
+        queue_s=round(timing.queue_s, 6),
+        prefill_s=round(timing.prefill_s, 6),
+        decode_s=round(timing.decode_s, 6),
+    )
+
+
+def _server_timing(timing: Timing) -> str:
+    parts = {"queue": timing.queue_s, "prefill": timing.prefill_s, "decode": timing.decode_s}
+    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts.items())

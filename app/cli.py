@@ -1,0 +1,125 @@
+"""The commands that use a bundle: serve, translate, generate, info.
+
+`register` adds them to the console command; each is imported only when it runs. `translate` and
+`generate` run the engine in this process: no server is needed. Answers go to stdout, everything
+else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _register_serve(commands)
+    _register_translate(commands)
+    _register_generate(commands)
+    _register_info(commands)
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", metavar="DIR", help="bundle directory (default: the bundled)")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (default: cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: from the CPU quota")
+
+
+def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a bundle over HTTP",
+        description="Serve a bundle over HTTP. Every setting can also be given as an environment\n"
+        "variable: GPT2MT_ and its name, such as GPT2MT_SLOTS or GPT2MT_MAX_QUEUE.",
+        epilog="example:\n  gpt2-mt serve --host 0.0.0.0 --port 8000\n"
+        "  curl localhost:8000/v1/translate -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"text": "Good morning!", "source": "en", "target": "de"}\'',
+        formatter_class=_RAW,
+    )
+    parser.add_argument("--host", help="address to listen at (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen at (default: 8000)")
+    _add_engine(parser)
+    parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.set_defaults(run=serve)
+
+
+def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "translate",
+        help="translate a text, a file or stdin",
+        description="Translate one text, printed while it is generated, or the lines of a file or\n"
+        "of stdin as a batch: one line out for each line in.",
+        epilog="example:\n  gpt2-mt translate --target de 'Good morning!'\n"
+        "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("text", nargs="*", help="the text (default: stdin)")
+    parser.add_argument("--file", metavar="PATH", help="translate the lines of this file")
+    parser.add_argument("--source", default="auto", metavar="CODE", help="default: auto")
+    parser.add_argument("--target", required=True, metavar="CODE")
+    _add_engine(parser)
+    parser.set_defaults(run=translate)
+
+
+def _register_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue a prompt; the text is printed while it is generated.",
+        epilog="example:\n  gpt2-mt generate --temperature 0.8 --top-k 50 --seed 7 'Once upon'",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("prompt", nargs="*", help="the prompt (default: stdin)")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="default: 0, or 1 with an option below"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K")
+    parser.add_argument("--top-p", type=float, metavar="P")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="may be given repeatedly")
+    _add_engine(parser)
+    parser.set_defaults(run=generate)
+
+
+def _register_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="what a bundle is: languages, size, scores, provenance",
+        description="Check a bundle and say what it is.",
+        epilog="example:\n  gpt2-mt info --bundle runs/export/bundle",
+        formatter_class=_RAW,
+    )
+    _add_bundle(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=info)
+
+
+def serve(args: argparse.Namespace) -> int:
+    from app.commands.serve import run
+
+    return run(args)
+
+
+def translate(args: argparse.Namespace) -> int:
+    from app.commands.local import run_translate
+
+    return run_translate(args)
+
+
+def generate(args: argparse.Namespace) -> int:
+    from app.commands.local import run_generate
+
+    return run_generate(args)
+
+
+def info(args: argparse.Namespace) -> int:
+    from app.commands.info import run
+
+    return run(args)

@@ -1,0 +1,98 @@
+"""`gpt2-mt info`: what a bundle is, for people or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from app.bundle import Bundle
+from app.settings import Settings
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = Settings.load({"bundle": args.bundle})
+    facts = describe(Bundle.open(settings.bundle), settings.slots)
+    text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def describe(bundle: Bundle, slots: int) -> dict[str, Any]:
+    manifest = bundle.manifest
+    model, cache = manifest.model, manifest.graph.cache_dtype
+    item = 2 if cache == "float16" else 4
+    token_bytes = 2 * model.layers * model.width * item  # a key and a value in each layer
+    return {
+        "name": manifest.name,
+        "path": str(bundle.path),
+        "created": manifest.created,
+        "format_version": manifest.format_version,
+        "model": model.model_dump(),
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "languages": dict(manifest.languages),
+        "pairs": [list(pair) for pair in manifest.pairs],
+        "tasks": sorted(manifest.templates),
+        "limits": manifest.limits.model_dump(),
+        "kv_memory": {
+            "slots": slots,
+            "tokens_per_slot": manifest.limits.context,
+            "bytes_per_token": token_bytes,
+            "bytes": slots * manifest.limits.context * token_bytes,
+        },
+        "scores": [score.model_dump() for score in manifest.scores],
+        "provenance": manifest.provenance.model_dump(),
+        "verification": dict(manifest.verification),
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
+    languages = ", ".join(f"{code} ({name})" for code, name in facts["languages"].items())
+    provenance = facts["provenance"]
+    rows = [
+        ("name", facts["name"]),
+        ("path", facts["path"]),
+        ("created", facts["created"]),
+        (
+            "model",
+            f"{model['architecture']}, {model['layers']} layers x {model['width']}, "
+            f"{model['heads']} heads, vocabulary {model['vocabulary']:,}",
+        ),
+        ("parameters", f"{model['parameters']:,}"),
+        ("precision", model["precision"]),
+        ("size", _mega(facts["bytes"])),
+        ("tasks", ", ".join(facts["tasks"])),
+        ("languages", languages),
+        ("pairs", ", ".join("-".join(pair) for pair in facts["pairs"]) or "none"),
+        ("limits", f"{limits['context']} tokens, prompt up to {limits['max_prompt_tokens']}"),
+        (
+            "KV memory",
+            f"{kv['slots']} slots x {kv['tokens_per_slot']} tokens x "
+            f"{kv['bytes_per_token']:,} bytes = {_mega(kv['bytes'])}",
+        ),
+        ("stage", provenance["stage"] or "unknown"),
+        ("commit", provenance["commit"] or "unknown"),
+    ]
+    rows += [("corpus", f"{c['name']} ({c['licence']})") for c in provenance["corpora"]]
+    lines = [f"{name:<11} {value}" for name, value in rows]
+    return "\n".join(lines + _score_table(facts["scores"]))
+
+
+def _score_table(scores: list[dict[str, Any]]) -> list[str]:
+    if not scores:
+        return ["scores      none recorded"]
+    width = max(len(score["set"]) for score in scores)
+    lines = ["", f"{'set':<{width}}  pair   metric  value"]
+    for score in scores:
+        pair = f"{score['source']}-{score['target']}" if score["target"] else score["source"]
+        lines.append(
+            f"{score['set']:<{width}}  {pair:<5}  {score['metric']:<6} {score['value']:6.2f}"
+        )
+    signatures = {(score["metric"], score["signature"]) for score in scores if score["signature"]}
+    return lines + [f"{metric}: {signature}" for metric, signature in sorted(signatures)]
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,179 @@
+"""`gpt2-mt translate` and `gpt2-mt generate`: the engine in this process, no server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.commands.progress import Progress
+from app.errors import InvalidField
+from app.metrics import Metrics
+from app.service import Service, ServiceOptions
+from app.settings import Settings
+from app.tasks.generate import GenerateOptions, default_temperature
+from app.tasks.job import Deadline
+from app.tasks.translate import TranslateResult
+
+_LINES = 256  # of a batch are translated together
+_TOGETHER = 2  # such batches, so that the slots stay full while one ends
+_ANY = 10**9
+
+
+def run_translate(args: argparse.Namespace) -> int:
+    if args.text and args.file:
+        raise InvalidField("give either a text or --file, not both", param="file")
+    if args.file:
+        lines, batch = _decoded(_bytes_of(args.file), args.file).splitlines(), True
+    else:
+        text = " ".join(args.text) or _decoded(sys.stdin.buffer.read(), "stdin")
+        lines = text.splitlines()
+        batch = not args.text and len(lines) > 1
+    with _service(args) as service:
+        if batch:
+            return _run(_translate_lines(service, lines, args.source, args.target))
+        return _run(_translate_text(service, text, args.source, args.target))
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    prompt = " ".join(args.prompt) or _decoded(sys.stdin.buffer.read(), "stdin")
+    temperature = args.temperature
+    if temperature is None:
+        temperature = default_temperature(args.top_k, args.top_p, args.seed)
+    options = GenerateOptions(
+        max_tokens=args.max_tokens,
+        temperature=temperature,
+        top_k=args.top_k or 0,
+        top_p=1.0 if args.top_p is None else args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        stop=tuple(stop for stop in args.stop or () if stop),
+    )
+    with _service(args) as service:
+        return _run(_generate(service, prompt, options))
+
+
+async def _translate_text(service: Service, text: str, source: str, target: str) -> None:
+    parts = service.translator.stream(text.rstrip("\r\n"), source, target, _deadline())
+    await _print(parts)
+
+
+async def _generate(service: Service, prompt: str, options: GenerateOptions) -> None:
+    stream = await service.generator.start(prompt, options, _deadline())
+    await _print(chunk.text async for chunk in stream.chunks())
+
+
+async def _print(parts: AsyncIterator[str]) -> None:
+    async for part in parts:
+        sys.stdout.write(part)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+async def _translate_lines(
+    service: Service, lines: Sequence[str], source: str, target: str
+) -> None:
+    """Line for line; batches overlap, their answers are printed in order."""
+    progress = Progress(len(lines), "lines")
+    running: deque[asyncio.Task[list[tuple[str, bool]]]] = deque()
+    cut = 0
+    try:
+        for first in range(0, len(lines), _LINES):
+            batch = lines[first : first + _LINES]
+            running.append(asyncio.create_task(_batch(service, batch, source, target, progress)))
+            if len(running) == _TOGETHER:
+                cut += _write(await running.popleft())
+        while running:
+            cut += _write(await running.popleft())
+    finally:
+        for task in running:
+            task.cancel()
+        progress.close()
+    if cut:
+        sys.stderr.write(f"{cut} lines were cut at the length limit\n")
+
+
+async def _batch(
+    service: Service, lines: Sequence[str], source: str, target: str, progress: Progress
+) -> list[tuple[str, bool]]:
+    """Translations of some lines and whether each was cut."""
+    if not any(line.strip() for line in lines):
+        progress.add(len(lines))
+        return [(line, False) for line in lines]
+    told = 0.0
+
+    def tell(done: int, pieces: int) -> None:
+        nonlocal told
+        now = len(lines) * done / pieces
+        progress.add(now - told)
+        told = now
+
+    result: TranslateResult = await service.translator.run(
+        list(lines), source, target, _deadline(), tell
+    )
+    progress.add(len(lines) - told)
+    return [(t.text, t.truncated) for t in result.translations]
+
+
+def _write(lines: Sequence[tuple[str, bool]]) -> int:
+    """Print lines; how many of them were cut."""
+    for text, _ in lines:
+        sys.stdout.write(" ".join(text.splitlines()) + "\n")
+    sys.stdout.flush()
+    return sum(cut for _, cut in lines)
+
+
+@contextlib.contextmanager
+def _service(args: argparse.Namespace) -> Iterator[Service]:
+    names = ("bundle", "device", "threads")
+    settings = Settings.load({name: getattr(args, name) for name in names})
+    options = ServiceOptions(
+        device=settings.device,
+        threads=settings.threads,
+        slots=settings.slots,
+        max_queue=_ANY,
+        max_items=_ANY,
+        max_characters=_ANY,
+    )
+    service = Service.open(settings.bundle, options, Metrics())
+    service.engine.start()
+    try:
+        yield service
+    finally:
+        service.engine.stop(drain=False)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> int:
+    try:
+        asyncio.run(work)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # such as `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _deadline() -> Deadline:
+    return Deadline.after(_ANY)
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidField(f"--file {path!r}: {error.strerror}", param="file") from None
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidField(f"{name} is not UTF-8 (byte {error.start})", param=name) from None

@@ -1,0 +1,80 @@
+"""create_app: the HTTP application over one bundle, opened and closed by its lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from app.api import health, v1
+from app.api.middleware import RequestContext
+from app.api.openapi import DESCRIPTION, describe
+from app.api.problems import install
+from app.api.state import State
+from app.metrics import Metrics
+from app.service import Service, ServiceOptions
+from app.settings import Settings
+
+log = logging.getLogger("app.main")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; requests are answered once its lifespan has begun."""
+    state = State(Metrics(), settings.default_timeout_s, settings.max_timeout_s)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = await asyncio.to_thread(_open, settings, state.metrics)
+        state.service = service
+        log.info("ready: %s", service.bundle.manifest.name)
+        yield
+        state.draining = True
+        await asyncio.to_thread(service.engine.stop, drain=True, timeout_s=settings.drain_s)
+
+    app: FastAPI = FastAPIOffline(  # /docs needs no network
+        title="gpt2-mt",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.gpt2mt = state
+    app.include_router(v1.router)
+    app.include_router(health.router)
+    install(app)
+    describe(app)
+    app.add_middleware(
+        RequestContext,
+        metrics=state.metrics,
+        max_body_bytes=settings.max_body_bytes,
+        paths=frozenset(app.openapi()["paths"]),
+    )
+    return app
+
+
+def _open(settings: Settings, metrics: Metrics) -> Service:
+    options = ServiceOptions(
+        device=settings.device,
+        threads=settings.threads,
+        slots=settings.slots,
+        max_queue=settings.max_queue,
+        max_items=settings.max_items,
+        max_characters=settings.max_characters,
+    )
+    service = Service.open(settings.bundle, options, metrics)
+    service.detector.load()
+    service.engine.start()
+    return service
+
+
+def _version() -> str:
+    try:
+        return version("gpt2-mt")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0.0.0"

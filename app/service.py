@@ -1,0 +1,72 @@
+"""One bundle ready to work: decoder, engine, tokenizer and tasks, put together from plain values.
+
+The server and the commands that run in process both open one; `start` and `stop` are the engine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app.bundle import Bundle
+from app.engine.engine import Engine
+from app.metrics import Metrics
+from app.tasks.generate import Generator
+from app.tasks.inputs import TaskLimits
+from app.tasks.translate import Translator
+from app.text.detect import Detector
+from app.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """What may be chosen for any bundle."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None
+    slots: int = 32
+    max_queue: int = 2048
+    max_items: int = 1024
+    max_characters: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the HTTP routes and the commands work with."""
+
+    bundle: Bundle
+    engine: Engine
+    detector: Detector
+    translator: Translator
+    generator: Generator
+    limits: TaskLimits
+
+    @classmethod
+    def open(cls, path: Path, options: ServiceOptions, metrics: Metrics) -> Service:
+        """Check the bundle, load the model; the engine is not started yet."""
+        from app.engine.session import OnnxDecoder  # brings onnxruntime, 0.2 s to import
+
+        bundle = Bundle.open(path)
+        manifest = bundle.manifest
+        decoder = OnnxDecoder(
+            bundle, slots=options.slots, device=options.device, threads=options.threads
+        )
+        engine = Engine(decoder, metrics, max_queue=options.max_queue)
+        tokenizer = TextTokenizer.of(bundle)
+        detector = Detector(list(manifest.languages))
+        limits = TaskLimits(
+            context=min(decoder.capacity, manifest.limits.context),
+            max_prompt_tokens=manifest.limits.max_prompt_tokens,
+            max_items=options.max_items,
+            max_characters=options.max_characters,
+        )
+        metrics.info.labels(manifest.name, manifest.model.precision).set(1)
+        return cls(
+            bundle,
+            engine,
+            detector,
+            Translator(engine, tokenizer, detector, manifest, limits),
+            Generator(engine, tokenizer, limits),
+            limits,
+        )
