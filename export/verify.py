@@ -31,6 +31,7 @@ PROMPTS, STEPS, ROWS = 64, 24, 16
 RELATIVE: Final = 1e-4  # of the largest logit: fp32 graph against torch and optimum
 NEAR_TIE: Final = 1e-3  # a top-2 gap below which either of two tokens may be called the best
 CACHE_RELATIVE: Final = {"fp32": 1e-4, "int8": 0.1, "fp16": 0.02}
+DRIFT: Final = 0.2  # root mean square of the logits' error over that of the logits, both centred
 BLEU_LOSS: Final = 0.3
 MIN_SENTENCES: Final = 1000
 BITS_LOSS: Final = 0.01
@@ -66,6 +67,7 @@ def verify_bundle(
         facts |= check_oracles(source, reference, prompts)
         facts |= check_company(bundle, prompts)
         if reference is not bundle:
+            facts |= check_drift(bundle, reference, prompts)
             if testset is not None:
                 facts |= check_bleu(bundle, reference, Path(testset))
             else:
@@ -198,6 +200,19 @@ def check_company(bundle: Bundle, prompts: Sequence[list[int]]) -> Facts:
         "batch_steps_changed": different,
         "cache_relative_error": float(f"{worst:.3g}"),
     }
+
+
+def check_drift(bundle: Bundle, reference: Bundle, prompts: Sequence[list[int]]) -> Facts:
+    """How far the logits of the first step are from those of fp32: gross damage, of any sign."""
+    ours, theirs = (
+        np.concatenate([decoder.prefill(0, group) for group in batched(prompts)])
+        for decoder in (OnnxDecoder(bundle, slots=ROWS), OnnxDecoder(reference, slots=ROWS))
+    )
+    ours = ours - ours.mean(axis=1, keepdims=True)
+    theirs = theirs - theirs.mean(axis=1, keepdims=True)
+    drift = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    _demand("error of logits against fp32", drift, DRIFT)
+    return {"logits_drift": float(f"{drift:.3g}")}
 
 
 def bits_per_byte(bundle: Bundle, texts: Sequence[str]) -> float:

@@ -1,0 +1,143 @@
+"""The console commands `gpt2-mt export` and `gpt2-mt evaluate`.
+
+Only the standard library is imported here; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.bundle import ScoreEntry
+    from export.evaluate import Row
+
+_EXPORT_EXAMPLE = """examples:
+  gpt2-mt export runs/base/checkpoint bundles/base
+  gpt2-mt export runs/base/checkpoint bundles/base --testset testsets --scores results.json
+  gpt2-mt export --restore bundles/base checkpoints/base
+  gpt2-mt export checkpoints/base bundles/base-gpu --precision fp16
+"""
+_EVALUATE_EXAMPLE = """examples:
+  gpt2-mt evaluate app/models/default testsets
+  gpt2-mt evaluate runs/base/checkpoint testsets --pairs en-de,de-en --limit 200 --out results
+
+Test sets are files <set>.<language>, or .gz of them, line by line translations of each other.
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    export = commands.add_parser(
+        "export",
+        help="turn a checkpoint into a bundle, or back",
+        description="Turn a checkpoint into a bundle that serves, after verifying that it answers\n"
+        "as the checkpoint does; or, with --restore, a bundle into a checkpoint.",
+        epilog=_EXPORT_EXAMPLE,
+        formatter_class=raw,
+    )
+    add = export.add_argument
+    add("source", metavar="CHECKPOINT", help="checkpoint directory (with --restore: bundle)")
+    add("target", metavar="BUNDLE", help="directory to write (with --restore: checkpoint)")
+    add("--restore", action="store_true", help="bundle -> checkpoint, dequantised")
+    add("--precision", choices=("fp32", "int8", "fp16"), default="int8",
+        help="int8 and fp32 are for CPUs, fp16 is for GPUs (default: %(default)s)")  # fmt: skip
+    add("--name", help="name of the bundle (default: that of its directory)")
+    add("--testset", metavar="DIR", type=Path,
+        help="folder of test sets on which int8 may lose 0.3 BLEU at most; "
+        "without one, bits per byte are compared")  # fmt: skip
+    add("--scores", metavar="FILE", type=Path,
+        help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
+    add("--force", action="store_true", help="replace what is at the target")
+    export.set_defaults(run=run_export)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="translate and score test sets with a bundle or a checkpoint",
+        description="Translate a folder of test sets greedily and score every direction\n"
+        "(sacreBLEU's BLEU and chrF). A bundle needs no torch, a checkpoint does.",
+        epilog=_EVALUATE_EXAMPLE,
+        formatter_class=raw,
+    )
+    add = evaluate.add_argument
+    add("model", metavar="MODEL", type=Path, help="bundle or checkpoint directory")
+    add("testdir", metavar="TESTDIR", type=Path, help="folder of test sets")
+    add("--sets", type=_names, default=[], help="names (or their beginnings), comma-separated")
+    add("--pairs", type=_names, default=[], help="directions such as en-de,de-en")
+    add("--limit", type=_positive, help="sentences per set and direction (default: all)")
+    add("--batch", type=_positive, default=32, help="sequences at a time (default: %(default)s)")
+    add("--out", type=Path, help="folder for hypotheses and results.json")
+    evaluate.set_defaults(run=run_evaluate)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from export.bundle import export_bundle, restore_checkpoint
+
+    if args.restore:
+        restored = restore_checkpoint(args.source, args.target, force=args.force)
+        _say(f"{restored.path}: checkpoint of {restored.parameters:,} parameters")
+        return 0
+    bundle = export_bundle(
+        args.source,
+        args.target,
+        precision=args.precision,
+        name=args.name,
+        scores=read_scores(args.scores) if args.scores else (),
+        force=args.force,
+        testset=args.testset,
+    )
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    _say(f"{bundle.path}: {args.precision} bundle of {size / 1e6:.1f} MB, verified")
+    for key, value in bundle.manifest.verification.items():
+        _say(f"  {key}: {value}")
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from export.evaluate import evaluate, open_translator, select, table
+    from training.scores import find_sets
+
+    opened, served = open_translator(args.model, args.batch)
+    languages = sorted({code for pair in served for code in pair.split("-", 1)})
+    tests = select(find_sets(args.testdir, languages), served, args.sets, args.pairs)
+    with opened as translate:
+        rows = evaluate(translate, tests, limit=args.limit, out=args.out, progress=_progress)
+    _say(table(rows))
+    return 0
+
+
+def read_scores(path: Path) -> tuple[ScoreEntry, ...]:
+    """The scores in a results.json, or a bare list of them."""
+    from pydantic import ValidationError
+
+    from app.bundle import ScoreEntry
+    from export.errors import ExportError
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entries = data["scores"] if isinstance(data, dict) else data
+        return tuple(ScoreEntry.model_validate(entry) for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
+
+
+def _progress(row: Row) -> None:
+    sys.stderr.write(f"{row.set} {row.source}-{row.target}: {row.bleu:.2f} BLEU\n")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

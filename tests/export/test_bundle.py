@@ -1,0 +1,96 @@
+"""Bundles and checkpoints are written whole or not at all, and one becomes the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.bundle import Bundle, ScoreEntry
+from app.engine.session import OnnxDecoder
+from export import bundle as module
+from export.bundle import export_bundle, restore_checkpoint
+from export.errors import TargetExists
+from export.verify import TorchOracle
+
+
+def test_manifest_says_what_the_checkpoint_said(random_checkpoint: Path, tmp_path: Path) -> None:
+    score = ScoreEntry(
+        set="s", source="en", target="de", metric="BLEU", value=12.5, signature="nrefs:1"
+    )
+    target = tmp_path / "deep" / "name.of-it"
+    manifest = export_bundle(
+        random_checkpoint, target, precision="fp32", scores=[score], verify=False
+    ).manifest
+    assert manifest.name == "name.of-it" and manifest.scores == (score,)
+    assert manifest.tokens.languages["zh"].source == 4
+    assert manifest.tokens.languages["zh"].target == 8
+    assert manifest.tokens.reserved == tuple(range(11, 64))
+    assert len(manifest.pairs) == 12
+    assert manifest.provenance.licences == ("CC0-1.0",)
+    assert manifest.graph.cache_dtype == "float32"
+    assert sorted(p.name for p in target.iterdir()) == [
+        "manifest.json", "model.onnx", "tokenizer.json"
+    ]  # fmt: skip
+    assert [p.name for p in target.parent.iterdir()] == ["name.of-it"]
+
+
+def test_nothing_is_overwritten_unless_forced(random_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    export_bundle(random_checkpoint, target, precision="fp32", verify=False)
+    before = (target / "manifest.json").read_bytes()
+    with pytest.raises(TargetExists, match="--force"):
+        export_bundle(random_checkpoint, target, precision="int8", verify=False)
+    assert (target / "manifest.json").read_bytes() == before
+    export_bundle(random_checkpoint, target, precision="int8", verify=False, force=True)
+    assert Bundle.open(target).manifest.model.precision == "int8"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_force_spares_what_is_no_bundle(random_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    with pytest.raises(TargetExists, match="thesis"):
+        export_bundle(random_checkpoint, tmp_path / "thesis", verify=False, force=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").is_file()
+
+
+def test_a_failure_leaves_nothing_behind(
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*args: object, **options: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "make_manifest", explode)
+    with pytest.raises(OSError, match="disk full"):
+        export_bundle(random_checkpoint, tmp_path / "b", verify=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_restored_fp32_is_the_checkpoint(
+    fp32_bundle: Bundle, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    restored = restore_checkpoint(fp32_bundle, tmp_path / "c")
+    original = module.load_checkpoint(random_checkpoint)
+    assert restored.dimensions == original.dimensions
+    for name, tensor in original.tensors.items():
+        assert np.array_equal(restored.tensors[name], tensor)
+    for key in ("languages", "pairs", "templates", "mask", "stage", "corpora", "tokenizer_sha256"):
+        assert restored.meta[key] == original.meta[key]
+    with pytest.raises(TargetExists):
+        restore_checkpoint(fp32_bundle, tmp_path / "c")
+
+
+def test_restored_int8_loads_with_transformers_and_answers_as_the_bundle(
+    int8_bundle: Bundle, tmp_path: Path
+) -> None:
+    restore_checkpoint(int8_bundle.path, tmp_path / "c")
+    ids = [3, 8, 100, 101, 102, 2]
+    expected = TorchOracle(tmp_path / "c")(ids)[-1]
+    ours = OnnxDecoder(int8_bundle, slots=1, threads=1).prefill(0, [ids])[0]
+    assert np.abs(ours - expected).max() < 0.05 * np.abs(expected).max()
+    again = export_bundle(tmp_path / "c", tmp_path / "half", precision="fp16", verify=False)
+    assert again.manifest.graph.cache_dtype == "float16"
+    assert json.loads((tmp_path / "c" / "meta.json").read_text())["restored_from"]

@@ -1,0 +1,97 @@
+"""`gpt2-mt export` and `gpt2-mt evaluate` as a user calls them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.bundle import Bundle
+from export import cli
+from export.errors import ExportError, TargetExists
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def main() -> Main:
+    parser = argparse.ArgumentParser()
+    cli.register(parser.add_subparsers(required=True))
+
+    def run(*words: object) -> int:
+        args = parser.parse_args([str(word) for word in words])
+        result: int = args.run(args)
+        return result
+
+    return run
+
+
+def test_export_and_back(
+    main: Main, random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = {"set": "s", "source": "en", "target": "de", "metric": "BLEU", "value": 1.5,
+             "signature": "x"}  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"scores": [score]}))
+    assert main("export", random_checkpoint, tmp_path / "b", "--name", "tiny",
+                "--scores", tmp_path / "results.json") == 0  # fmt: skip
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert (manifest.name, manifest.model.precision) == ("tiny", "int8")
+    assert manifest.scores[0].value == 1.5
+    assert main("export", "--restore", tmp_path / "b", tmp_path / "c") == 0
+    assert (tmp_path / "c" / "model.safetensors").is_file()
+    assert "verified" in capsys.readouterr().out
+    with pytest.raises(TargetExists):
+        main("export", random_checkpoint, tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"scores": [{"set": "s"}]}', '{"rows": []}'])
+def test_unreadable_scores(tmp_path: Path, text: str) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ExportError, match=r"scores\.json"):
+        cli.read_scores(tmp_path / "scores.json")
+
+
+def write_testset(folder: Path) -> None:
+    folder.mkdir()
+    for code, lines in {"en": ["Good day.", "Two cats."], "de": ["Guten Tag.", "Zwei Katzen."]}.items():
+        (folder / f"mini_en-de.{code}").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
+def test_evaluate(
+    main: Main,
+    kind: str,
+    fp32_bundle: Bundle,
+    random_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_testset(tmp_path / "sets")
+    model = fp32_bundle.path if kind == "bundle" else random_checkpoint
+    out = tmp_path / "out"
+    assert main("evaluate", model, tmp_path / "sets", "--pairs", "en-de", "--limit", 1,
+                "--out", out, "--batch", 2) == 0  # fmt: skip
+    assert "en-de" in capsys.readouterr().out
+    assert len((out / "mini_en-de.en-de.hyp").read_text().splitlines()) == 1
+    scores = cli.read_scores(out / "results.json")
+    assert {score.metric for score in scores} == {"BLEU", "chrF"}
+    assert all(score.signature for score in scores)
+    with pytest.raises(ExportError, match="en-xx"):
+        main("evaluate", model, tmp_path / "sets", "--pairs", "en-xx")
+    with pytest.raises(ExportError, match="newstest"):
+        main("evaluate", model, tmp_path / "sets", "--sets", "newstest")
+
+
+def test_evaluating_a_bundle_and_asking_for_help_load_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, export.cli, export.evaluate, export.bundle\n"
+        "assert not {'torch', 'transformers', 'optimum'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, export.cli; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,78 @@
+"""The fused graph gives GPT-2's logits, in every precision, from very little a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.bundle import Bundle
+from app.engine.session import OnnxDecoder
+from export.bundle import build_model, export_bundle
+from export.checkpoint import load_checkpoint
+from export.verify import TorchOracle
+
+
+@pytest.fixture(scope="module")
+def oracle(random_checkpoint: Path) -> TorchOracle:
+    return TorchOracle(random_checkpoint)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("int8", 0.05), ("fp16", 5e-3)])
+def test_logits_are_those_of_transformers(
+    random_checkpoint: Path, tmp_path: Path, oracle: TorchOracle, precision: str, limit: float
+) -> None:
+    bundle = export_bundle(random_checkpoint, tmp_path / "b", precision=precision, verify=False)
+    decoder = OnnxDecoder(bundle, slots=2, threads=1)
+    ids = np.random.default_rng(3).integers(0, decoder.vocabulary, 60).tolist()
+    assert relative(decoder.prefill(1, [ids[:40]])[0], oracle(ids[:40])[-1]) < limit
+    logits = decoder.prefill(0, [ids[:3], ids[:40]])
+    for length in range(3, 8):
+        assert relative(logits[0], oracle(ids[:length])[-1]) < limit
+        tokens = np.array([ids[length], 0], np.int64)
+        logits = decoder.decode(tokens, np.array([length, 40], np.int32))
+
+
+def test_every_position_of_the_context_can_be_used(
+    fp32_bundle: Bundle, oracle: TorchOracle
+) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=1, threads=1)
+    ids = np.random.default_rng(4).integers(0, decoder.vocabulary, 128).tolist()
+    expected = oracle(ids)[-1]
+    assert relative(decoder.prefill(0, [ids])[0], expected) < 1e-5
+    decoder.prefill(0, [ids[:-1]])
+    last = decoder.decode(np.array(ids[-1:], np.int64), np.array([127], np.int32))[0]
+    assert relative(last, expected) < 1e-5
+
+
+def test_weights_are_stored_once(fp32_bundle: Bundle, int8_bundle: Bundle) -> None:
+    model = fp32_bundle.manifest.model
+    fp32 = fp32_bundle.manifest.files["model.onnx"].bytes
+    int8 = int8_bundle.manifest.files["model.onnx"].bytes
+    assert fp32 < 4 * model.parameters + 20_000
+    positions = model.context * model.width
+    assert int8 < model.parameters + 4 * positions + 50_000
+
+
+def test_few_nodes(random_checkpoint: Path) -> None:
+    """Small operators cost as much as matrices at batch 1: none may creep in unnoticed."""
+    checkpoint = load_checkpoint(random_checkpoint)
+    fp32 = Counter(node.op_type for node in build_model(checkpoint, "fp32").graph.node)
+    int8 = Counter(node.op_type for node in build_model(checkpoint, "int8").graph.node)
+    assert fp32.total() <= 11 + 9 * checkpoint.dimensions.layers
+    assert int8["MatMulIntegerToFloat"] == 4 * checkpoint.dimensions.layers + 1
+    assert int8.total() - fp32.total() <= 6 * int8["MatMulIntegerToFloat"] + 10
+
+
+def test_fp16_graph_is_half_precision_throughout(random_checkpoint: Path) -> None:
+    model = build_model(load_checkpoint(random_checkpoint), "fp16")
+    onnx.checker.check_model(model)
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert kinds == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
