@@ -36,15 +36,19 @@ class Sampler:
     def pick(self, row: NDArray[np.float32], history: NDArray[np.int64]) -> int:
         """The next token of one row (vocabulary,); `history` is prompt and output so far."""
         o = self.options
-        x = row.astype(np.float64)
+        x: NDArray[np.floating] = row
         if o.repetition_penalty != 1.0:
-            penalise(x, history, o.repetition_penalty)
+            x = penalised(row, history, o.repetition_penalty)
         if o.temperature == 0.0:
             return int(x.argmax())
-        x -= x.max()
-        x /= o.temperature
-        ids = largest(x, o.top_k) if 0 < o.top_k < x.size else None
-        weights = np.exp(x if ids is None else x[ids])
+        ids = None
+        if 0 < o.top_k < x.size:  # the temperature changes no order: choose first, then scale
+            ids = largest(x, o.top_k)
+            x = x[ids]
+        weights = x.astype(np.float64)
+        weights -= weights.max()
+        weights /= o.temperature
+        np.exp(weights, out=weights)
         if o.top_p < 1.0:
             kept = nucleus(weights, o.top_p)
             ids = kept if ids is None else ids[kept]
@@ -86,13 +90,17 @@ def choose(
     return ids, logprobs
 
 
-def penalise(x: NDArray[np.float64], history: NDArray[np.int64], penalty: float) -> None:
-    """CTRL's repetition penalty, in place: every token seen before becomes less likely."""
+def penalised(
+    row: NDArray[np.float32], history: NDArray[np.int64], penalty: float
+) -> NDArray[np.float64]:
+    """CTRL's repetition penalty: every token seen before becomes less likely, once."""
+    x = row.astype(np.float64)
     seen = x[history]
     x[history] = np.where(seen < 0, seen * penalty, seen / penalty)
+    return x
 
 
-def largest(x: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def largest(x: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Ascending indices of the k largest values, 0 < k <= x.size, and of all ties of the k-th."""
     blocks = x.size // _BLOCK
     if k > blocks:
@@ -104,8 +112,8 @@ def largest(x: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     return ids[values >= _kth(values, k)]
 
 
-def _kth(x: NDArray[np.float64], k: int) -> np.float64:
-    value: np.float64 = np.partition(x, x.size - k)[x.size - k]
+def _kth(x: NDArray[np.floating], k: int) -> np.floating:
+    value: np.floating = np.partition(x, x.size - k)[x.size - k]
     return value
 
 

@@ -35,6 +35,7 @@ from app.engine.sampling import Sampler, choose
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
+_RUN_TOKENS = 8  # what a prefill run costs beyond its tokens, in tokens: padding that pays
 
 
 class Sequence:
@@ -175,14 +176,14 @@ class Scheduler:
         size = len(line[0].request.prompt)
         if size > budget and budget < self._max_prefill_tokens:
             return []  # the first prompt of a step may exceed the budget alone
-        group, low, high = line[:1], size, size
+        group, longest = line[:1], size
         for other in sorted(line[1:], key=lambda s: abs(len(s.request.prompt) - size)):
-            length = len(other.request.prompt)
-            new_low, new_high = min(low, length), max(high, length)
-            similar = new_high <= new_low * 1.25 + 4  # little of the run is padding
-            if similar and new_high * (len(group) + 1) <= budget:
+            length, rows = len(other.request.prompt), len(group)
+            high = max(longest, length)
+            padding = high * (rows + 1) - longest * rows - length  # that this prompt would add
+            if padding <= _RUN_TOKENS and high * (rows + 1) <= budget:
                 group.append(other)
-                low, high = new_low, new_high
+                longest = high
         return group
 
     def _prefill_run(self, group: list[Sequence]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.engine.request import Sampling
-from app.engine.sampling import Sampler, choose, draw, greedy, largest, nucleus, penalise
+from app.engine.sampling import Sampler, choose, draw, greedy, largest, nucleus, penalised
 
 NONE = np.empty(0, np.int64)
 
@@ -178,8 +178,7 @@ def test_equal_to_transformers() -> None:
         history = rng.integers(0, 3000, 60)
         scores, ids = torch.from_numpy(row)[None].double(), torch.from_numpy(history)[None]
         scores = process.RepetitionPenaltyLogitsProcessor(1.4)(ids, scores)
-        x = row.astype(np.float64)
-        penalise(x, history, 1.4)
+        x = penalised(row, history, 1.4)
         np.testing.assert_allclose(x, scores[0].numpy(), rtol=1e-12)
         scores = process.TemperatureLogitsWarper(0.8)(ids, scores)
         scores = process.TopKLogitsWarper(100)(ids, scores)
