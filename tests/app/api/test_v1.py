@@ -1,0 +1,107 @@
+"""Answers of /v1/*: shapes, headers, streams."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> httpx.Response:
+    return client.post(path, json=body)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    assert response.status_code == 200, response.text
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    assert blocks.pop() == "data: [DONE]"
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+def test_translate_one(client: httpx.Client) -> None:
+    response = post(client, "/v1/translate", text="Good morning!", source="en", target="de")
+    body = response.json()
+    assert response.status_code == 200
+    assert list(body) == ["translations", "usage", "timing", "model"]
+    (translation,) = body["translations"]
+    assert list(translation) == ["text", "source", "detected", "finish_reason", "truncated"]
+    assert (translation["source"], translation["detected"]) == ("en", None)
+    assert set(body["usage"]) == {"prompt_tokens", "completion_tokens"}
+    assert set(body["timing"]) == {"queue_s", "prefill_s", "decode_s"}
+    assert body["model"] == "tiny-fp32"
+    names = [part.split(";")[0] for part in response.headers["Server-Timing"].split(", ")]
+    assert names == ["queue", "prefill", "decode", "total"]
+
+
+def test_translate_several_with_detection(client: httpx.Client, sentences: list[str]) -> None:
+    body = post(client, "/v1/translate", text=sentences, target="en").json()
+    sources = [t["source"] for t in body["translations"]]
+    assert sources == ["en"] * 3 + ["zh"] * 3 + ["de"] * 3 + ["fr"] * 3
+    for translation in body["translations"]:
+        detected = translation["detected"]
+        assert set(detected) == {"language", "confidence"}
+        assert detected["language"] == translation["source"] and 0 < detected["confidence"] <= 1
+    assert [t["text"] for t in body["translations"][:3]] == sentences[:3]
+
+
+def test_generate(client: httpx.Client) -> None:
+    body = post(client, "/v1/generate", prompt=["The", "Das"], max_tokens=6).json()
+    assert list(body) == ["generations", "usage", "timing", "model"]
+    assert [list(g) for g in body["generations"]] == [["text", "finish_reason"]] * 2
+    assert body["usage"]["completion_tokens"] == 12
+
+
+def test_generate_as_a_stream(client: httpx.Client) -> None:
+    body = {"prompt": ["The", "今天"], "max_tokens": 12, "seed": 3}
+    response = client.post("/v1/generate", json={**body, "stream": True})
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    sent = events(response)
+    assert all(list(event) == ["index", "text", "finish_reason"] for event in sent)
+    whole = client.post("/v1/generate", json=body).json()["generations"]
+    for i, generation in enumerate(whole):
+        mine = [event for event in sent if event["index"] == i]
+        assert "".join(event["text"] for event in mine) == generation["text"]
+        assert [event["finish_reason"] for event in mine if event["finish_reason"]] == [
+            generation["finish_reason"]
+        ]
+        assert mine[-1]["finish_reason"]
+
+
+def test_stop_strings_and_seeds(client: httpx.Client) -> None:
+    body = {"prompt": "The", "max_tokens": 16, "temperature": 0.9, "seed": 11}
+    whole = client.post("/v1/generate", json=body).json()["generations"][0]
+    assert client.post("/v1/generate", json=body).json()["generations"][0] == whole
+    stop = whole["text"][5:8]
+    for given in (stop, [stop], ["not there at all", stop]):
+        cut = client.post("/v1/generate", json={**body, "stop": given}).json()["generations"][0]
+        text = whole["text"]
+        assert cut == {"text": text[: text.index(stop)], "finish_reason": "stop"}
+
+
+def test_models_and_languages(client: httpx.Client) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny-fp32" and model["object"] == "model"
+    assert model["tasks"] == ["generate", "translate"]
+    assert ["en", "zh"] in model["pairs"]
+    assert model["limits"]["max_characters"] == 20_000
+    languages = client.get("/v1/languages").json()["languages"]
+    assert languages[0] == {"code": "en", "name": "English", "targets": ["zh", "de", "fr"]}
+    assert [language["code"] for language in languages] == ["en", "zh", "de", "fr"]
+
+
+@pytest.mark.parametrize("given", ["abc-123", "a" * 128, "id:7/x.y_z"])
+def test_a_sane_request_id_is_echoed(client: httpx.Client, given: str) -> None:
+    response = client.get("/v1/models", headers={"X-Request-ID": given})
+    assert response.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", 'x"y', "<script>"])
+def test_any_other_request_id_is_replaced(client: httpx.Client, given: str) -> None:
+    response = client.get("/v1/models", headers={"X-Request-ID": given})
+    assert len(response.headers["X-Request-ID"]) == 32

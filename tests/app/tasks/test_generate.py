@@ -1,0 +1,125 @@
+"""Generation: seeds, stop strings, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidField, TooLong
+from app.service import Service
+from app.tasks.generate import Chunk, GenerateOptions, GenerateResult, default_temperature
+from app.tasks.job import Deadline
+
+OPTIONS = GenerateOptions(max_tokens=24)
+SAMPLED = replace(OPTIONS, temperature=1.0, top_k=50, top_p=0.95, seed=7)
+
+
+def generate(service: Service, prompts: Any, options: GenerateOptions) -> GenerateResult:
+    return asyncio.run(service.generator.run(prompts, options, Deadline.after(60)))
+
+
+def chunks(service: Service, prompts: Any, options: GenerateOptions) -> list[Chunk]:
+    async def main() -> list[Chunk]:
+        stream = await service.generator.start(prompts, options, Deadline.after(60))
+        return [chunk async for chunk in stream.chunks()]
+
+    return asyncio.run(main())
+
+
+def texts(result: GenerateResult) -> list[str]:
+    return [g.text for g in result.generations]
+
+
+def test_prompt_i_equals_itself_alone_with_seed_plus_i(service: Service) -> None:
+    together = texts(generate(service, ["The", "Das", "La"], SAMPLED))
+    alone = [
+        texts(generate(service, prompt, replace(SAMPLED, seed=7 + i)))[0]
+        for i, prompt in enumerate(["The", "Das", "La"])
+    ]
+    assert together == alone
+    assert texts(generate(service, "The", replace(SAMPLED, seed=8))) != together[:1]
+    last = replace(SAMPLED, seed=2**32 - 1)
+    assert (
+        texts(generate(service, ["a", "The"], last))[1]
+        == texts(generate(service, "The", replace(SAMPLED, seed=0)))[0]
+    )
+
+
+def test_without_a_seed_answers_differ(service: Service) -> None:
+    options = replace(SAMPLED, seed=None)
+    assert texts(generate(service, "The", options)) != texts(generate(service, "The", options))
+
+
+def test_the_stream_adds_up_to_the_whole(service: Service) -> None:
+    prompts = ["The", "今天"]
+    streamed = chunks(service, prompts, SAMPLED)
+    for i, generation in enumerate(generate(service, prompts, SAMPLED).generations):
+        mine = [chunk for chunk in streamed if chunk.index == i]
+        assert "".join(chunk.text for chunk in mine) == generation.text
+        reasons = [chunk.finish_reason for chunk in mine]
+        assert reasons == [None] * (len(mine) - 1) + [generation.finish_reason]
+
+
+@pytest.mark.parametrize("start", range(4, 16, 3))
+def test_stop_strings_end_the_text_before_them(service: Service, start: int) -> None:
+    (whole,) = texts(generate(service, "The", OPTIONS))
+    stop = whole[start : start + 5]
+    result = generate(service, "The", replace(OPTIONS, stop=(stop, "never there")))
+    expected = whole[: whole.index(stop)]
+    assert texts(result) == [expected]
+    assert result.generations[0].finish_reason == "stop"
+    assert result.usage.completion_tokens <= 24
+    streamed = chunks(service, "The", replace(OPTIONS, stop=(stop,)))
+    assert "".join(chunk.text for chunk in streamed) == expected
+    assert streamed[-1].finish_reason == "stop"
+    wait_until_idle(service)
+
+
+def wait_until_idle(service: Service) -> None:
+    end = time.monotonic() + 5
+    while service.engine.stats().active:
+        assert time.monotonic() < end, "a slot was not freed"
+        time.sleep(0.005)
+
+
+def test_leaving_a_stream_frees_its_slots(service: Service) -> None:
+    async def main() -> None:
+        stream = await service.generator.start(["The"] * 8, OPTIONS, Deadline.after(60))
+        async for _ in stream.chunks():
+            break
+        stream.close()
+
+    asyncio.run(main())
+    wait_until_idle(service)
+
+
+def test_usage_timing_and_the_end_of_the_context(service: Service) -> None:
+    result = generate(service, "The", replace(OPTIONS, max_tokens=10_000))
+    assert result.generations[0].finish_reason == "length"
+    used = result.usage.prompt_tokens + result.usage.completion_tokens
+    assert used in (service.limits.context, service.limits.context + 1)
+    assert result.timing.decode_s > 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kind", "param"),
+    [
+        ("", InvalidField, "prompt"),
+        (["a", ""], InvalidField, "prompt[1]"),
+        ([], InvalidField, "prompt"),
+        (["a", "word " * 400], TooLong, "prompt[1]"),
+    ],
+)
+def test_refusals(service: Service, prompts: Any, kind: type, param: str) -> None:
+    with pytest.raises(kind) as caught:
+        generate(service, prompts, OPTIONS)
+    assert caught.value.param == param
+
+
+def test_sampling_options_ask_for_sampling() -> None:
+    assert default_temperature(None, None, None) == 0.0
+    assert default_temperature(None, None, 0) == default_temperature(1, None, None) == 1.0
