@@ -30,10 +30,10 @@ def run_translate(args: argparse.Namespace) -> int:
     if args.text and args.file:
         raise InvalidField("give either a text or --file, not both", param="file")
     if args.file:
-        lines, batch = _decoded(_bytes_of(args.file), args.file).splitlines(), True
+        lines, batch = _lines(_decoded(_bytes_of(args.file), args.file)), True
     else:
         text = " ".join(args.text) or _decoded(sys.stdin.buffer.read(), "stdin")
-        lines = text.splitlines()
+        lines = _lines(text)
         batch = not args.text and len(lines) > 1
     with _service(args) as service:
         if batch:
@@ -124,7 +124,7 @@ async def _batch(
 def _write(lines: Sequence[tuple[str, bool]]) -> int:
     """Print lines; how many of them were cut."""
     for text, _ in lines:
-        sys.stdout.write(" ".join(text.splitlines()) + "\n")
+        sys.stdout.write(text.replace("\n", " ") + "\n")
     sys.stdout.flush()
     return sum(cut for _, cut in lines)
 
@@ -163,6 +163,11 @@ def _run(work: Coroutine[Any, Any, None]) -> int:
 
 def _deadline() -> Deadline:
     return Deadline.after(_ANY)
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def _bytes_of(path: str) -> bytes:

@@ -1,0 +1,194 @@
+"""The commands over the tiny bundle, as a user types them."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import cli
+from app.bundle import Bundle
+from app.commands.progress import Progress
+from app.errors import BundleError, InvalidField, SettingsError, UnknownLanguage
+
+Run = Callable[..., tuple[int, str]]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("gpt2-mt")
+    cli.register(made.add_subparsers(required=True))
+    return made
+
+
+@pytest.fixture
+def run(
+    int8_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    def call(*words: str, stdin: bytes = b"") -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        args = parser().parse_args([*words, "--bundle", str(int8_bundle.path)])
+        code = args.run(args)
+        return code, capsys.readouterr().out
+
+    return call
+
+
+def test_a_text_is_translated(run: Run) -> None:
+    code, out = run("translate", "--target", "de", "--source", "en", "Hello", "there.", "\n 7 \n")
+    assert code == 0
+    assert out.endswith("\n 7 \n") and len(out.strip()) > 10
+    assert run("translate", "--target", "de", stdin=b"Hello there.\n")[1].strip()
+
+
+def test_lines_give_lines(
+    run: Run, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.commands.local._LINES", 4)
+    lines = [*sentences, "", "42", "  "] * 2
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, out = run("translate", "--target", "en", "--source", "auto", "--file", str(path))
+    answers = out.split("\n")
+    assert code == 0 and len(answers) == len(lines) + 1 and answers.pop() == ""
+    assert answers[:3] == sentences[:3]  # English already
+    assert answers[12:15] == ["", "42", "  "]
+    assert answers[15:30] == answers[:15]  # batches do not matter
+    piped = run("translate", "--target", "en", stdin="\n".join(lines[:15]).encode())
+    assert piped[1].split("\n")[:14] == answers[:14]
+
+
+def test_a_prompt_is_continued(run: Run) -> None:
+    code, out = run("generate", "--max-tokens", "8", "The")
+    assert code == 0 and out.strip("\n")
+    options = ["--seed", "3", "--temperature", "1", "--top-k", "40", "--top-p", "0.9"]
+    first = run("generate", *options, "The")
+    assert first == run("generate", *options, stdin=b"The")
+    assert first[1] != run("generate", "The")[1]
+    stop = first[1][3:6]
+    assert run("generate", *options, "--stop", stop, "The")[1] == first[1].split(stop)[0] + "\n"
+
+
+def test_info(run: Run, int8_bundle: Bundle) -> None:
+    out = run("info")[1]
+    for part in ("tiny-int8", "int8", "en (English)", "en-zh", "32 slots x 128 tokens", "CC0-1.0"):
+        assert part in out
+    facts = json.loads(run("info", "--json")[1])
+    assert facts["languages"] == int8_bundle.manifest.languages
+    assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64 * 4
+
+
+def test_info_shows_scores() -> None:
+    from app.commands.info import _score_table
+
+    score = {"set": "tatoeba", "source": "en", "target": "de", "metric": "BLEU", "value": 21.456,
+             "signature": "nrefs:1|v:2"}  # fmt: skip
+    assert _score_table([score])[-2:] == [
+        "tatoeba  en-de  BLEU    21.46", "BLEU: nrefs:1|v:2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "match"),
+    [
+        (["translate", "--target", "xx", "a"], UnknownLanguage, "'xx'"),
+        (["translate", "--target", "de", "--file", "/nowhere"], InvalidField, "/nowhere"),
+        (["translate", "--target", "de", "--file", "x", "text"], InvalidField, "not both"),
+        (["translate", "--target", "de"], InvalidField, "empty"),
+        (["generate", "--temperature", "-1", "a"], InvalidField, "-1"),
+        (["generate", "--max-tokens", "0", "a"], InvalidField, "0"),
+        (["generate", "--threads", "0", "a"], SettingsError, "threads"),
+        (["generate"], InvalidField, "empty"),
+    ],
+)
+def test_errors(run: Run, words: list[str], kind: type, match: str) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        run(*words)
+    assert caught.value.user_error
+
+
+def test_input_that_is_not_utf8(run: Run) -> None:
+    with pytest.raises(InvalidField, match="byte 1"):
+        run("translate", "--target", "de", stdin=b"a\xff")
+
+
+def test_a_bundle_that_is_missing() -> None:
+    for words in (["info"], ["serve"], ["generate", "a"]):
+        args = parser().parse_args([*words, "--bundle", "/nowhere"])
+        with pytest.raises(BundleError, match="/nowhere"):
+            args.run(args)
+
+
+def test_help_has_examples_and_imports_nothing_heavy() -> None:
+    code = (
+        "import argparse, sys; from app import cli\n"
+        "p = argparse.ArgumentParser(); s = p.add_subparsers(); cli.register(s)\n"
+        "assert all('example:' in c.epilog and c.description for c in s.choices.values())\n"
+        "assert list(s.choices) == ['serve', 'translate', 'generate', 'info']\n"
+        "bad = {'numpy', 'fastapi', 'onnxruntime', 'pydantic', 'tokenizers'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1])
+
+
+def test_the_progress_bar() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    bar = Progress(10, "lines", terminal)
+    bar.add(5)
+    assert bar.line(2.0) == "[" + "#" * 15 + " " * 15 + "] 5/10 lines 2.5/s, 2 s left "
+    bar.close()
+    assert terminal.getvalue().endswith("\n")
+    quiet = io.StringIO()
+    Progress(10, "lines", quiet).close()
+    assert quiet.getvalue() == ""
+
+
+def test_serve_answers_drains_and_ends_on_sigterm(int8_bundle: Bundle) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import argparse; from app import cli\n"
+        "p = argparse.ArgumentParser(); cli.register(p.add_subparsers())\n"
+        f"a = p.parse_args(['serve', '--port', '{port}', '--bundle', {str(int8_bundle.path)!r}])\n"
+        "raise SystemExit(a.run(a))"
+    )
+    environment = {**os.environ, "GPT2MT_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(cli.__file__).parents[1], env=environment,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 20
+        while True:
+            try:
+                assert httpx.get(f"{url}/health/ready").status_code == 200
+                break
+            except httpx.ConnectError:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.02)
+        body = {"prompt": ["The"] * 20, "max_tokens": 100, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/generate", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)  # the answer that has begun is finished
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
