@@ -1,8 +1,8 @@
 """The fused decoder graph, built node by node from a checkpoint's tensors.
 
 One graph serves prefill and decode: packed-QKV `GroupQueryAttention` writes keys and values into
-the caller's cache, hidden states are kept as (rows, width) with rows = batch * time, biases ride
-on the fused nodes, and each row's last position is gathered before the last MLP and the LM head.
+the caller's cache, hidden states are kept as (rows, width) with rows = batch * time, and each row's
+last position is gathered before the last MLP and the LM head.
 In: tensors and a `Weights` (how matrices are stored and multiplied: float here, int8 in
 quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.GraphSpec` describes.
 """
@@ -105,18 +105,26 @@ class _Decoder:
         self.graph, self.tensors, self.weights = graph, tensors, weights
         self.d, self.names = d, names
 
-    def norm(self, name: str, x: str, skip: str, bias: str | None) -> tuple[str, str]:
-        """LayerNorm(x + skip + bias) and the sum itself, the new residual."""
-        inputs = [x, skip]
-        for kind in ("weight", "bias"):
-            inputs.append(self.graph.weight(f"{name}.{kind}", self.tensors[f"{name}.{kind}"]))
-        if bias is not None:
-            inputs.append(self.graph.weight(bias, self.tensors[bias]))
-        outputs = [name, "", "", f"{name}.residual"]
-        self.graph.add_many(
-            "SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=self.d.epsilon
+    def norm(self, name: str, x: str, skip: str) -> tuple[str, str]:
+        """LayerNorm(x + skip) and the sum itself, the new residual."""
+        graph, epsilon = self.graph, self.d.epsilon
+        gamma, beta = (
+            graph.weight(f"{name}.{kind}", self.tensors[f"{name}.{kind}"])
+            for kind in ("weight", "bias")
         )
-        return outputs[0], outputs[3]
+        residual = f"{name}.residual"
+        if graph.dtype is np.float16:  # one kernel on GPUs
+            graph.add_many(
+                "SkipLayerNormalization",
+                [x, skip, gamma, beta],
+                [name, "", "", residual],
+                MICROSOFT,
+                epsilon=epsilon,
+            )
+        else:  # on CPUs that kernel is five times slower than the two
+            graph.add("Add", x, skip, name=residual)
+            graph.add("LayerNormalization", residual, gamma, beta, name=name, epsilon=epsilon)
+        return name, residual
 
     def attention(self, layer: int, normed: str) -> str:
         """(rows, width) -> (rows, width); keys and values of this run enter the cache."""
@@ -156,24 +164,22 @@ class _Decoder:
         x = weights.embed(graph, ids)
         table = graph.weight("wpe.weight", self.tensors["wpe.weight"])
         skip = graph.add("Gather", table, self.names.positions, name="position_embedding")
-        bias: str | None = None
         for layer in range(d.layers):
             prefix = f"h.{layer}"
-            normed, skip = self.norm(f"{prefix}.ln_1", x, skip, bias)
+            normed, skip = self.norm(f"{prefix}.ln_1", x, skip)
             mixed = self.attention(layer, normed)
             if layer == d.layers - 1:  # from here on only the last position of a row matters
                 mixed, skip = self.last(mixed), self.last(skip)
-            x = weights.linear(graph, mixed, f"{prefix}.attn.c_proj", bias=False)
-            normed, skip = self.norm(f"{prefix}.ln_2", x, skip, f"{prefix}.attn.c_proj.bias")
+            x = weights.linear(graph, mixed, f"{prefix}.attn.c_proj", bias=True)
+            normed, skip = self.norm(f"{prefix}.ln_2", x, skip)
             inner = weights.linear(graph, normed, f"{prefix}.mlp.c_fc", bias=False)
             offset = f"{prefix}.mlp.c_fc.bias"
             graph.weight(offset, self.tensors[offset])
             inner = graph.add(
                 "FastGelu", inner, offset, name=f"{prefix}.mlp.gelu", domain=MICROSOFT
             )
-            x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj", bias=False)
-            bias = f"{prefix}.mlp.c_proj.bias"
-        normed, _ = self.norm("ln_f", x, skip, bias)
+            x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj", bias=True)
+        normed, _ = self.norm("ln_f", x, skip)
         return weights.head(graph, normed)
 
 

@@ -21,7 +21,6 @@ from export.graphs import MICROSOFT, Graph
 
 LEVELS: Final = 127
 ZERO_POINT: Final = 128  # activations are uint8 around 128: x86 multiplies uint8 by int8
-TINY: Final = 1e-30  # keeps an all-zero row from being divided by zero
 
 
 def quantise_columns(
@@ -72,14 +71,16 @@ class Int8Weights:
         return "wte.weight.int8", "wte.weight.scale"
 
     def _product(self, graph: Graph, x: str, name: str, weight: str, scale: str) -> str:
-        """x @ weight with x quantised row by row."""
-        graph.constant("tiny", np.array(TINY, np.float32))
+        """x @ weight with x quantised row by row.
+
+        An all-zero row is divided by zero; whatever integers that becomes, they are multiplied by
+        the row's peak, zero. A guard would be one more node for each of the products.
+        """
         graph.constant("step", np.array(1 / LEVELS, np.float32))
         graph.constant("zero_point", np.array(ZERO_POINT, np.uint8))
         graph.constant("last_axis", np.array([-1], np.int64))
         size = graph.add("Abs", x, name=f"{name}.abs")
         peak = graph.add("ReduceMax", size, "last_axis", name=f"{name}.absmax", keepdims=1)
-        peak = graph.add("Max", peak, "tiny", name=f"{name}.peak")
         unit = graph.add("Div", x, peak, name=f"{name}.unit")
         eight = graph.add("QuantizeLinear", unit, "step", "zero_point", name=f"{name}.uint8")
         product = graph.add(
