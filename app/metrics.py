@@ -30,12 +30,17 @@ class Metrics:
         self.registry = r = CollectorRegistry()
         # HTTP
         self.requests = Counter(
-            "gpt2mt_http_requests", "Requests answered (499: the client went first).",
-            ["endpoint", "method", "status"], registry=r,
+            "gpt2mt_http_requests",
+            "Requests answered (499: the client went first).",
+            ["endpoint", "method", "status"],
+            registry=r,
         )
         self.request_duration = Histogram(
-            "gpt2mt_http_request_duration_seconds", "From the first byte in to the last byte out.",
-            ["endpoint"], buckets=_SLOW, registry=r,
+            "gpt2mt_http_request_duration_seconds",
+            "From the first byte in to the last byte out.",
+            ["endpoint"],
+            buckets=_SLOW,
+            registry=r,
         )
         self.requests_in_flight = Gauge(
             "gpt2mt_http_requests_in_flight", "Requests being answered now.", registry=r
@@ -48,13 +53,13 @@ class Metrics:
             "gpt2mt_decode_batch_size", "Rows of a decode run.", buckets=_SIZES, registry=r
         )
         self.prefill_tokens = Histogram(
-            "gpt2mt_prefill_run_tokens", "Prompt tokens of a prefill run.",
-            buckets=_TOKENS, registry=r,
+            "gpt2mt_prefill_run_tokens",
+            "Prompt tokens of a prefill run.",
+            buckets=_TOKENS,
+            registry=r,
         )
         self.prompt_tokens = Counter("gpt2mt_prompt_tokens", "Prompt tokens read.", registry=r)
-        self.generated_tokens = Counter(
-            "gpt2mt_generated_tokens", "Tokens generated.", registry=r
-        )
+        self.generated_tokens = Counter("gpt2mt_generated_tokens", "Tokens generated.", registry=r)
         self.sequences = Counter(
             "gpt2mt_sequences", "Sequences finished.", ["finish_reason"], registry=r
         )
@@ -62,12 +67,16 @@ class Metrics:
             "gpt2mt_queue_time_seconds", "From submission to prefill.", buckets=_FAST, registry=r
         )
         self.time_to_first_token = Histogram(
-            "gpt2mt_time_to_first_token_seconds", "From submission to the first token.",
-            buckets=_FAST, registry=r,
+            "gpt2mt_time_to_first_token_seconds",
+            "From submission to the first token.",
+            buckets=_FAST,
+            registry=r,
         )
         self.inter_token_latency = Histogram(
-            "gpt2mt_inter_token_latency_seconds", "Between two tokens of one sequence.",
-            buckets=_FAST, registry=r,
+            "gpt2mt_inter_token_latency_seconds",
+            "Between two tokens of one sequence.",
+            buckets=_FAST,
+            registry=r,
         )
         self.run_failures = Counter(
             "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r

@@ -14,6 +14,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem
@@ -55,7 +56,7 @@ class RequestContext:
         try:
             body = await _read(scope, receive, self._max_body_bytes)
             await self._app(scope, _replay(body, receive), exchange.send)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             return
         except AppError as error:
             await exchange.fail(error, receive)

@@ -169,7 +169,11 @@ class Translator:
         limit = min(
             (self._limits.context - overhead) // 3, self._limits.max_prompt_tokens - overhead
         )
-        cut = layout(text, source, lambda piece: self._tokenizer.count(piece) <= limit)
+
+        def fits(piece: str) -> bool:
+            return not translatable(piece) or self._tokenizer.count(piece) <= limit
+
+        cut = layout(text, source, fits)
         sequences: list[int | None] = []
         for piece in cut.pieces:
             if not translatable(piece) or (source, plan.target) not in self._pairs:

@@ -65,7 +65,10 @@ def test_long_sentences_are_cut_at_clauses_then_spaces_then_anywhere() -> None:
     assert layout(text, "en", up_to(16)).pieces == ("one two three,", "four five six")
     assert layout("one two three four", "en", up_to(10)).pieces == ("one two", "three four")
     assert layout("a" * 16, "en", up_to(4)).pieces == ("aaaa",) * 4
-    assert layout("我们去吃饭，他们回家睡觉", "zh", up_to(8)).pieces == ("我们去吃饭，", "他们回家睡觉")
+    assert layout("我们去吃饭，他们回家睡觉", "zh", up_to(8)).pieces == (
+        "我们去吃饭，",
+        "他们回家睡觉",
+    )
 
 
 def test_a_hard_cut_spares_combined_characters() -> None:
