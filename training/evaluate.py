@@ -1,0 +1,141 @@
+"""How good a checkpoint is: bits per byte and perplexity of text, and translations of test sets.
+
+Shards of held-out text flow in during training, folders of test sets afterwards; figures flow out.
+Bits per byte does not depend on the vocabulary: losses in bits over the bytes of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from training.batches import IGNORED, Batch, PairRows, TextRows
+from training.decode import greedy
+from training.model import GPT, MaskMode
+from training.objectives import cross_entropy_sum
+
+
+def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
+    """Bytes of text that each id stands for (vocabulary,); 0 for special tokens.
+
+    In a byte-level vocabulary each character of a token's name is one byte.
+    """
+    special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    sizes = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.int64)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in special:
+            sizes[index] = len(token)
+    return sizes
+
+
+def losses(
+    model: GPT, batches: Iterable[Batch], sizes: torch.Tensor, mask: MaskMode, dtype: torch.dtype
+) -> dict[str, dict[str, float]]:
+    """By the batches' tags: mean loss in nats per token, perplexity, and bits per byte."""
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        batch = batch.to(model.device)
+        hidden, _ = model(batch.ids, mask=mask, lengths=batch.lengths, prefix=batch.prefix)
+        chosen = batch.targets != IGNORED
+        targets = batch.targets[chosen]
+        total = cross_entropy_sum(
+            hidden[chosen].float(), model.transformer["wte"].weight, targets, 0.0, dtype  # type: ignore[arg-type]
+        )
+        entry = sums.setdefault(batch.tag, [0.0, 0.0, 0.0])
+        entry[0] += float(total)
+        entry[1] += len(targets)
+        entry[2] += float(sizes[targets.cpu()].sum())
+    return {
+        tag: {
+            "loss": nats / tokens,
+            "perplexity": math.exp(min(nats / tokens, 50.0)),
+            "bits_per_byte": nats / math.log(2) / max(1.0, size),
+        }
+        for tag, (nats, tokens, size) in sums.items()
+    }
+
+
+def valid_batches(
+    pairs: PairRows | None, text: dict[str, TextRows], batch_tokens: int, limit: int
+) -> list[Batch]:
+    """A fixed choice of held-out batches, tagged by direction or language."""
+    import numpy as np
+
+    batches: list[Batch] = []
+    if pairs is not None:
+        examples = pairs.choose(np.random.default_rng(0))
+        by_tag: dict[str, list[np.ndarray]] = {}
+        for example in examples:
+            first, second = pairs.shards[example[0]].header.languages
+            tag = f"{first}-{second}" if example[2] == 0 else f"{second}-{first}"
+            by_tag.setdefault(tag, []).append(example)
+        for tag, rows in sorted(by_tag.items()):
+            for group in pairs.batches(np.stack(rows[:limit]), batch_tokens):
+                batches.append(pairs.collate(group, tag))
+    for language, rows_of in sorted(text.items()):
+        documents, starts = rows_of.choose(np.random.default_rng(0))
+        rows = np.arange(min((int(starts[-1]) - 1) // rows_of.width, limit))
+        size = max(1, batch_tokens // rows_of.width)
+        for i in range(0, len(rows), size):
+            batches.append(rows_of.collate(documents, starts, rows[i : i + size], language))
+    return batches
+
+
+def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """One level of keys for the log: `valid/en-de/bits_per_byte`."""
+    return {f"valid/{t}/{k}": round(v, 5) for t, r in results.items() for k, v in r.items()}
+
+
+Translate = Callable[[Sequence[str], str, str], list[tuple[str, str]]]
+
+
+def checkpoint_translator(folder: Path, batch: int = 64, threads: int = 0) -> Translate:
+    """Greedy translation of lines by a checkpoint: (text, finish reason) in the order of the lines.
+
+    Raises CheckpointError if the checkpoint is damaged or was not fine-tuned for translation.
+    """
+    from training.checkpoint import load_checkpoint
+    from training.errors import CheckpointError
+    from training.tokenizer import load_tokenizer
+
+    if threads:
+        torch.set_num_threads(threads)
+    model, meta = load_checkpoint(folder)
+    model.eval()
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    template = meta.get("templates", {}).get("translate")
+    if not template:
+        raise CheckpointError(f"checkpoint {folder}: meta.json has no translation template")
+
+    def prompt(line: str, source: str, target: str) -> list[int]:
+        ids: list[int] = []
+        for piece in template:
+            if piece == "{text}":
+                ids += tokenizer.encode(line, add_special_tokens=False).ids
+            else:
+                index = tokenizer.token_to_id(piece.format(source=source, target=target))
+                if index is None:
+                    raise CheckpointError(f"checkpoint {folder}: no tag for {source}-{target}")
+                ids.append(index)
+        return ids
+
+    def translate(lines: Sequence[str], source: str, target: str) -> list[tuple[str, str]]:
+        prompts = [prompt(line, source, target) for line in lines]
+        order = sorted(range(len(lines)), key=lambda i: len(prompts[i]))
+        results: list[tuple[str, str]] = [("", "")] * len(lines)
+        for start in range(0, len(order), batch):
+            block = order[start : start + batch]
+            outputs = greedy(
+                model, [prompts[i] for i in block], mask=meta.get("mask", "causal"),
+                limits=[min(3 * len(prompts[i]) + 32, model.config.context - len(prompts[i]))
+                        for i in block],
+            )  # fmt: skip
+            for i, (ids, reason) in zip(block, outputs, strict=True):
+                results[i] = (tokenizer.decode(ids), reason)
+        return results
+
+    return translate

@@ -1,0 +1,214 @@
+"""The training loop, the only one: both stages call it with a model, a stream and a run folder.
+
+A step draws micro-batches, accumulates their gradients over the total of target tokens, clips,
+steps and logs. The run is bounded by steps or by wall-clock; its state is checkpointed every few
+minutes, and a run killed at any instant goes on from its last checkpoint: with a bound in steps and
+the same number of threads, with bit-identical losses.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.batches import IGNORED, Batch, Cursor, Stream
+from training.checkpoint import load_state, replace_folder, save_checkpoint, save_state
+from training.config import RunConfig
+from training.errors import CheckpointError
+from training.model import GPT
+from training.objectives import cross_entropy_sum
+from training.optim import build_optimisers, rate_factor
+
+Validate = Callable[[GPT], dict[str, float]]
+
+
+def autocast(config: RunConfig, device: torch.device) -> tuple[AbstractContextManager[Any], torch.dtype]:
+    """bf16 where the processor multiplies it natively, else fp32."""
+    if config.precision == "auto":
+        native = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        dtype = torch.bfloat16 if native else torch.float32
+    else:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    if dtype == torch.float32:
+        return nullcontext(), dtype
+    return torch.autocast(device.type, dtype), dtype
+
+
+def batch_loss(
+    model: GPT, batch: Batch, mask: str, smoothing: float, dtype: torch.dtype,
+    hidden_of: Callable[..., Any] | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Sum of losses over a batch's target positions, and how many those are."""
+    forward = hidden_of or model
+    hidden, _ = forward(batch.ids, mask=mask, lengths=batch.lengths, prefix=batch.prefix)
+    chosen = batch.targets != IGNORED
+    targets = batch.targets[chosen]
+    weight = model.transformer["wte"].weight
+    loss = cross_entropy_sum(hidden[chosen].float(), weight, targets, smoothing, dtype)  # type: ignore[arg-type]
+    return loss, len(targets)
+
+
+class Run:
+    """One run: `train` carries it from where its folder stands to its bound."""
+
+    def __init__(
+        self, config: RunConfig, model: GPT, stream: Stream, folder: Path, meta: dict[str, Any],
+        tokenizer_file: Path, validate: Validate, progress: bool = True,
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.stream, self.folder = config, model, stream, folder
+        self.meta, self.tokenizer_file, self.validate = meta, tokenizer_file, validate
+        self.progress = progress
+        self.device = model.device
+        self.autocast, self.dtype = autocast(config, self.device)
+        self.optimisers = build_optimisers(model, config.optimiser)
+        self.forward = torch.compile(model, dynamic=True) if config.compile else model
+        self.cursor = Cursor()
+        self.step, self.elapsed, self.tokens = 0, 0.0, 0
+        self.resumed = False
+
+    def train(self) -> Path:
+        """Run to the bound; returns the folder of the final checkpoint."""
+        torch.manual_seed(self.config.seed)
+        self._resume()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / "metrics.jsonl"
+        truncate_log(log, self.step)
+        batches = self.stream(self.cursor)
+        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+        bar = tqdm(total=1000, unit="‰", disable=not self.progress, bar_format=_BAR, initial=self._permille())
+        started = saved = time.monotonic()
+        before = self.elapsed
+        with log.open("a", encoding="utf-8", buffering=1) as file:
+            while not self._done():
+                clock = time.monotonic()
+                entry = self._one_step(batches)
+                now = time.monotonic()
+                self.elapsed = before + now - started
+                entry["tokens_per_s"] = round(entry.pop("read") / (now - clock), 1)
+                if self.step % self.config.valid_steps == 0 or self._done():
+                    entry.update(self._validated())
+                file.write(json.dumps(entry) + "\n")
+                if self.step % self.config.log_steps == 0:
+                    for key in ("loss", "rate", "gradient_norm", "tokens_per_s"):
+                        board.add_scalar(key, entry[key], self.step)
+                bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['tokens_per_s']:,.0f} tok/s")
+                bar.update(self._permille() - bar.n)
+                if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+        bar.close()
+        board.close()
+        self.save()
+        return self.folder / "checkpoint"
+
+    def _progress(self) -> float:
+        if self.config.steps:
+            return self.step / self.config.steps
+        return self.elapsed / (60 * self.config.minutes)
+
+    def _permille(self) -> int:
+        return min(1000, int(1000 * self._progress()))
+
+    def _done(self) -> bool:
+        return self._progress() >= 1
+
+    def _one_step(self, batches: Iterator[Batch]) -> dict[str, Any]:
+        config = self.config
+        micro = [next(batches).to(self.device) for _ in range(config.accumulate)]
+        total = sum(int((b.targets != IGNORED).sum()) for b in micro)
+        factor = rate_factor(self._progress(), config.optimiser)
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in micro:
+            with self.autocast:
+                loss, _ = batch_loss(self.model, batch, config.mask, config.label_smoothing,
+                                     self.dtype, self.forward)  # fmt: skip
+            (loss / total).backward()
+            loss_sum += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        read = sum(int(b.lengths.sum()) for b in micro)
+        self.tokens += read
+        return {
+            "step": self.step, "loss": float(loss_sum) / total, "rate": factor,
+            "gradient_norm": float(norm), "target_tokens": total, "read": read,
+            "padding": round(1 - read / sum(b.ids.numel() for b in micro), 4),
+            "elapsed_s": round(self.elapsed, 2), "epoch": self.cursor.epoch,
+        }  # fmt: skip
+
+    def _validated(self) -> dict[str, float]:
+        self.model.eval()
+        with torch.inference_mode(), self.autocast:
+            return self.validate(self.model)
+
+    def save(self) -> None:
+        """Write checkpoint and state together, as one folder, in one move."""
+        meta = {**self.meta, "step": self.step, "tokens": self.tokens}
+        whole = self.folder / "last.partial"
+        save_checkpoint(whole / "checkpoint", self.model, self.tokenizer_file, meta)
+        values = {
+            "step": self.step, "elapsed": self.elapsed, "tokens": self.tokens,
+            "cursor": asdict(self.cursor), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        save_state(whole, self.optimisers, values)
+        replace_folder(whole, self.folder / "last")
+        link = self.folder / "checkpoint"
+        if not link.is_symlink():
+            link.symlink_to(Path("last") / "checkpoint")
+
+    def _resume(self) -> None:
+        last, old = self.folder / "last", self.folder / "last.old"
+        if not last.exists() and old.exists():  # killed between the two renames
+            old.rename(last)
+        if not last.exists():
+            return
+        from training.checkpoint import load_checkpoint
+
+        model, _ = load_checkpoint(last / "checkpoint")
+        if model.config != self.model.config:
+            raise CheckpointError(
+                f"{last}: its model is {model.config}, the run asks for {self.model.config}"
+            )
+        self.model.load_state_dict(model.state_dict())
+        values = load_state(last, self.optimisers)
+        self.step, self.elapsed = values["step"], values["elapsed"]
+        self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
+        self.resumed = True
+
+
+_BAR = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}, {postfix}"
+
+
+def truncate_log(log: Path, step: int) -> None:
+    """Drop the lines after `step`, and a half-written last one: the resumed run writes them anew."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    temporary = log.with_suffix(".partial")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(log)

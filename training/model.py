@@ -1,0 +1,265 @@
+"""GPT-2 as published (Radford et al. 2019): learned positions, pre-LayerNorm, tanh GELU, tied head.
+
+Token ids flow in, hidden states flow out; `logits` turns chosen hidden states into scores, so that
+a loss on a part of the positions pays for that part only. The attention mask is an argument:
+`causal` for language modelling, `prefix` (the first `prefix` tokens of a row see each other) and
+`full`. Weights carry the names and layouts of Hugging Face's GPT-2: checkpoints need no renaming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.errors import ConfigError
+
+MaskMode = Literal["causal", "prefix", "full"]
+Cache = list[tuple[Tensor, Tensor]]  # a layer's keys and values, each (batch, heads, time, head)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a GPT-2. `dropout` acts on embeddings, attention outputs and MLP outputs."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    context: int = 512
+    dropout: float = 0.0
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "layers", "width", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} = {getattr(self, name)}: must be positive")
+        if self.width % self.heads or (self.width // self.heads) % 8:
+            raise ConfigError(
+                f"model.width = {self.width} over model.heads = {self.heads}: "
+                "a head's size must be a whole multiple of 8"
+            )
+
+    def to_hugging_face(self) -> dict[str, object]:
+        """The content of a `config.json` that `transformers` reads."""
+        return {
+            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
+            "vocab_size": self.vocabulary, "n_positions": self.context, "n_ctx": self.context,
+            "n_embd": self.width, "n_layer": self.layers, "n_head": self.heads, "n_inner": None,
+            "activation_function": "gelu_new", "layer_norm_epsilon": self.epsilon,
+            "embd_pdrop": self.dropout, "attn_pdrop": 0.0, "resid_pdrop": self.dropout,
+            "initializer_range": 0.02, "scale_attn_weights": True, "tie_word_embeddings": True,
+            "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "float32",
+        }  # fmt: skip
+
+    @classmethod
+    def from_hugging_face(cls, config: dict[str, object]) -> ModelConfig:
+        """Read a GPT-2 `config.json`; raises ConfigError for another architecture or activation."""
+        for key, wanted in (
+            ("model_type", ("gpt2",)),
+            ("activation_function", ("gelu_new", "gelu_pytorch_tanh", None)),
+            ("scale_attn_by_inverse_layer_idx", (False, None)),
+            ("scale_attn_weights", (True, None)),
+            ("n_inner", (None, 4 * int(str(config.get("n_embd", 0))))),
+        ):
+            if config.get(key) not in wanted:
+                raise ConfigError(f"config.json: {key} = {config.get(key)!r} is not supported")
+        try:
+            sizes = {k: int(str(config[v])) for k, v in _HF_SIZES.items()}
+        except KeyError as missing:
+            raise ConfigError(f"config.json: {missing} is missing") from None
+        return cls(
+            **sizes,
+            dropout=float(str(config.get("resid_pdrop", 0.0))),
+            epsilon=float(str(config.get("layer_norm_epsilon", 1e-5))),
+        )
+
+
+_HF_SIZES = {
+    "vocabulary": "vocab_size", "layers": "n_layer", "width": "n_embd", "heads": "n_head",
+    "context": "n_positions",
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, int]] = {
+    "test": {"layers": 2, "width": 64, "heads": 2, "context": 128},
+    "mini": {"layers": 6, "width": 256, "heads": 4, "context": 512},  # hours on two cores
+    "small": {"layers": 6, "width": 384, "heads": 6, "context": 512},  # a night on two cores
+    "medium": {"layers": 8, "width": 512, "heads": 8, "context": 512},  # one GPU, an hour
+    "117M": {"layers": 12, "width": 768, "heads": 12, "context": 1024},  # GPT-2's smallest
+}
+
+
+def preset(name: str, vocabulary: int, **overrides: float) -> ModelConfig:
+    """A `ModelConfig` by name; raises ConfigError that lists the names there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"model = {name!r}: unknown preset; there are {', '.join(PRESETS)}")
+    return ModelConfig(vocabulary=vocabulary, **{**PRESETS[name], **overrides})  # type: ignore[arg-type]
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: y = x W + b with W stored (in, out)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.c_attn = Conv1D(config.width, 3 * config.width)
+        self.c_proj = Conv1D(config.width, config.width)
+        self.dropout = config.dropout
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, causal: bool, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        batch, time, width = x.shape
+        q, k, v = (
+            part.view(batch, time, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.c_attn(x).split(width, dim=-1)
+        )  # each (batch, heads, time, head)
+        if past is not None:
+            k = torch.cat((past[0].to(k.dtype), k), dim=2)
+            v = torch.cat((past[1].to(v.dtype), v), dim=2)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
+        return F.dropout(y, self.dropout, self.training), (k, v)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.width, 4 * config.width)
+        self.c_proj = Conv1D(4 * config.width, config.width)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width, config.epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.width, config.epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, causal: bool, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y, present = self.attn(self.ln_1(x), mask, causal, past)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), present
+
+
+class GPT(nn.Module):
+    """The decoder. Parameter names equal those of `transformers`' GPT2LMHeadModel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocabulary, config.width),
+                "wpe": nn.Embedding(config.context, config.width),
+                "h": nn.ModuleList(Block(config) for _ in range(config.layers)),
+                "ln_f": nn.LayerNorm(config.width, config.epsilon),
+            }
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections scaled by depth."""
+        residual = 0.02 / (2 * self.config.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight")):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("c_proj.weight"):
+                nn.init.normal_(parameter, std=residual)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer["wte"].weight.device  # type: ignore[return-value]
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: MaskMode = "causal",
+        lengths: Tensor | None = None,
+        prefix: Tensor | None = None,
+        past: Cache | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """Hidden states (batch, time, width) after the last LayerNorm, and the cache.
+
+        `ids` (batch, time) are right-padded; `lengths` (batch,) says how much of a row is real,
+        needed where padding could be seen (`full`, `prefix`); `prefix` (batch,) is the length of
+        the mutually visible part. With `past`, the mask is causal and rows must be equally long.
+        """
+        time = ids.shape[1]
+        start = past[0][0].shape[2] if past is not None else 0
+        if start + time > self.config.context:
+            raise ConfigError(
+                f"{start + time} tokens exceed the model's context of {self.config.context}"
+            )
+        if positions is None:
+            positions = torch.arange(start, start + time, device=ids.device)
+        x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
+        x = F.dropout(x, self.config.dropout, self.training)
+        allowed = attention_mask(mask, time, start, lengths, prefix, ids.device)
+        presents: Cache = []
+        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+            x, present = block(x, allowed, allowed is None, past[i] if past is not None else None)
+            presents.append(present)
+        return self.transformer["ln_f"](x), presents
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (..., vocabulary) by the tied embedding."""
+        return F.linear(hidden, self.transformer["wte"].weight)  # type: ignore[arg-type]
+
+    def parameters_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def attention_mask(
+    mode: MaskMode,
+    time: int,
+    start: int,
+    lengths: Tensor | None,
+    prefix: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Who may look at whom: (batch or 1, 1, time, start + time) of bool; None means plain causal."""
+    if mode == "causal" and start == 0:
+        return None  # right padding is never seen by what comes before it
+    keys = torch.arange(start + time, device=device)
+    queries = keys[start:, None]
+    causal = keys <= queries  # (time, start + time)
+    if mode == "causal":
+        return causal[None, None]
+    if lengths is None:
+        raise ConfigError(f"mask {mode!r} needs the rows' lengths")
+    if mode == "full":
+        seen = (keys < lengths[:, None])[:, None].expand(-1, time, -1)
+    elif mode == "prefix":
+        if prefix is None:
+            raise ConfigError("mask 'prefix' needs the prefix lengths")
+        seen = causal[None] | (keys < prefix[:, None])[:, None]
+    else:
+        raise ConfigError(f"mask = {mode!r}: must be causal, prefix or full")
+    return (seen | torch.eye(time, start + time, device=device, dtype=torch.bool))[:, None]
+
+
+def describe(config: ModelConfig) -> dict[str, object]:
+    return asdict(config)

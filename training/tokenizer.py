@@ -1,0 +1,145 @@
+"""One byte-level BPE for all languages, trained on a language-balanced sample.
+
+Text flows in, `tokenizer.json` and a table per language flow out. Byte level means that no text is
+unknown; NFC is part of the tokenizer. Ids 0 to 63 are special: end, mask, separator, a source and
+a target tag for each language, and the rest reserved for later languages and tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from training.corpus import Cleaner, Source
+from training.errors import ConfigError, CorpusError
+
+END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
+SPECIAL = 64
+TRANSLATE = ["<|src:{source}|>", "<|tgt:{target}|>", "{text}", SEPARATOR]
+GENERATE = [END, "{text}"]
+
+
+def special_tokens(languages: Sequence[str]) -> list[str]:
+    """The first 64 entries of the vocabulary; at least 32 of them stay reserved."""
+    tags = [f"<|{side}:{code}|>" for side in ("src", "tgt") for code in languages]
+    used = [END, MASK, SEPARATOR, *tags]
+    if len(used) > SPECIAL - 32:
+        raise ConfigError(f"{len(languages)} languages: at most {(SPECIAL - 35) // 2} have room")
+    return used + [f"<|reserved:{i}|>" for i in range(SPECIAL - len(used))]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, languages: Sequence[str]) -> Tokenizer:
+    """Learn a byte-level BPE; raises ConfigError when `vocabulary` cannot hold bytes and tags."""
+    if not SPECIAL + 256 <= vocabulary <= 65_535:
+        raise ConfigError(f"vocabulary = {vocabulary}: must be in {SPECIAL + 256}..65535")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special_tokens(languages),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=32,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json; text that looks like a special token stays text."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"tokenizer {path}: {error}") from None
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def balanced_sample(
+    sources: Sequence[Source], weights: dict[str, float], megabytes: float, cleaner: Cleaner
+) -> dict[str, list[str]]:
+    """Up to megabytes/languages of text in each language, every source in its share."""
+    languages = sorted({code for source in sources for code in source.languages})
+    share = megabytes * 1e6 / len(languages)
+    texts: dict[str, list[str]] = {code: [] for code in languages}
+    for code in languages:
+        of_language = [(s, weights[s.key]) for s in sources if code in s.languages]
+        of_language = [(s, w) for s, w in of_language if w > 0]
+        sizes = {s.key: w * sum(p.stat().st_size for p in s.paths) for s, w in of_language}
+        for source, _ in of_language:
+            budget = share * sizes[source.key] / sum(sizes.values())
+            for text in _side(source, code, cleaner):
+                texts[code].append(text)
+                budget -= len(text.encode())
+                if budget < 0:
+                    break
+    return texts
+
+
+def _side(source: Source, language: str, cleaner: Cleaner) -> Iterator[str]:
+    cleaner.seen.clear()
+    if len(source.languages) == 1:
+        yield from cleaner.documents(source)
+    else:
+        side = source.languages.index(language)
+        yield from (pair[side] for pair in cleaner.pairs(source))
+
+
+@dataclass(frozen=True)
+class LanguageReport:
+    """How well a vocabulary serves one language. `premium` is tokens relative to English."""
+
+    language: str
+    bytes_per_token: float
+    tokens_per_character: float
+    tokens_per_word: float
+    premium: float
+    round_trip: bool
+
+
+def report(tokenizer: Tokenizer, lines: dict[str, list[str]]) -> list[LanguageReport]:
+    """One row a language. `premium` compares parallel lines and is NaN without aligned English."""
+    totals = {code: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
+              for code, texts in lines.items()}  # fmt: skip
+    rows = []
+    for code, texts in lines.items():
+        if not totals[code]:
+            raise CorpusError(f"no text to measure the tokenizer on in {code}")
+        parallel = "en" in lines and len(lines["en"]) == len(texts)
+        same = all(
+            tokenizer.decode(tokenizer.encode(t, add_special_tokens=False).ids,
+                             skip_special_tokens=False) == t for t in texts
+        )  # fmt: skip
+        rows.append(
+            LanguageReport(
+                code,
+                sum(len(t.encode()) for t in texts) / totals[code],
+                totals[code] / sum(len(t) for t in texts),
+                totals[code] / sum(len(t.split()) for t in texts),
+                totals[code] / totals["en"] if parallel else float("nan"),
+                same,
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[LanguageReport]) -> str:
+    head = "language  bytes/token  tokens/char  tokens/word  premium  round trip"
+    return "\n".join(
+        [head]
+        + [
+            f"{r.language:<8}  {r.bytes_per_token:11.2f}  {r.tokens_per_character:11.3f}  "
+            f"{r.tokens_per_word:11.2f}  {r.premium:7.2f}  {'identity' if r.round_trip else 'NO'}"
+            for r in rows
+        ]
+    )
