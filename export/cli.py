@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from app.bundle import ScoreEntry
-    from export.evaluate import Row
+    from training.scores import Scores
 
 _EXPORT_EXAMPLE = """examples:
   gpt2-mt export runs/base/checkpoint bundles/base
@@ -65,7 +65,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add = evaluate.add_argument
     add("model", metavar="MODEL", type=Path, help="bundle or checkpoint directory")
     add("testdir", metavar="TESTDIR", type=Path, help="folder of test sets")
-    add("--sets", type=_names, default=[], help="names (or their beginnings), comma-separated")
+    add("--sets", type=_names, default=[], help="names of sets, comma-separated (default: all)")
     add("--pairs", type=_names, default=[], help="directions such as en-de,de-en")
     add("--limit", type=_positive, help="sentences per set and direction (default: all)")
     add("--batch", type=_positive, default=32, help="sequences at a time (default: %(default)s)")
@@ -97,14 +97,13 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, open_translator, select, table
-    from training.scores import find_sets
+    from export.evaluate import evaluate, open_translator, select
+    from training.scores import table
 
     opened, served = open_translator(args.model, args.batch)
-    languages = sorted({code for pair in served for code in pair.split("-", 1)})
-    tests = select(find_sets(args.testdir, languages), served, args.sets, args.pairs)
+    tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
     with opened as translate:
-        rows = evaluate(translate, tests, limit=args.limit, out=args.out, progress=_progress)
+        rows = evaluate(translate, tests, out=args.out, progress=_progress)
     _say(table(rows))
     return 0
 
@@ -124,8 +123,11 @@ def read_scores(path: Path) -> tuple[ScoreEntry, ...]:
         raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
 
 
-def _progress(row: Row) -> None:
-    sys.stderr.write(f"{row.set} {row.source}-{row.target}: {row.bleu:.2f} BLEU\n")
+def _progress(scores: Scores, seconds: float) -> None:
+    sys.stderr.write(
+        f"{scores.set} {scores.source}-{scores.target}: {scores.sentences} sentences in "
+        f"{seconds:.1f} s, {scores.bleu:.2f} BLEU\n"
+    )
 
 
 def _say(text: str) -> None:

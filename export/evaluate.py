@@ -1,9 +1,8 @@
-"""Translating test sets with a bundle or a checkpoint, and what may be said about the outputs.
+"""Translating and scoring test sets with a bundle or a checkpoint.
 
 Lines go in, one line one sequence without segmentation, through the same decoder and engine that
 serve; texts with their finish reasons come out, in order. `evaluate` runs a folder of test sets
-through such a translator, scores every direction, writes hypotheses and results into files and
-counts outputs that hit the length limit or go round in circles.
+through such a translator, scores every direction and writes hypotheses and results into files.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from app.engine.engine import Engine
@@ -28,19 +25,15 @@ from app.text.tokenizer import TextTokenizer
 from export.errors import ExportError
 
 if TYPE_CHECKING:
-    from training.scores import TestSet
-
-UNSPACED: Final = frozenset({"zh", "ja", "th"})  # languages whose words are not set apart
-NGRAM, REPEATS = 4, 4
+    from training.scores import Scores, TestSet
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     text: str
     finish_reason: str
 
 
-Translate = Callable[[Sequence[str], str, str], list[Result]]
+Translate = Callable[[Sequence[str], str, str], Sequence[tuple[str, str]]]
 
 
 class BundleTranslator:
@@ -141,80 +134,31 @@ def translate_lines(
         return translate(lines, source, target)
 
 
-def goes_in_circles(text: str, language: str) -> bool:
-    """Whether one 4-gram (of words; of characters where words are not set apart) comes 4 times."""
-    units = list("".join(text.split())) if language in UNSPACED else text.split()
-    grams = Counter(tuple(units[i : i + NGRAM]) for i in range(len(units) - NGRAM + 1))
-    return any(count >= REPEATS for count in grams.values())
-
-
-def is_bad(result: Result, language: str) -> bool:
-    return result.finish_reason == "length" or goes_in_circles(result.text, language)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: a test set in one direction."""
-
-    set: str
-    source: str
-    target: str
-    sentences: int
-    bleu: float
-    chrf: float
-    bad: int
-    seconds: float
-    bleu_signature: str
-    chrf_signature: str
-
-    def entries(self) -> list[ScoreEntry]:
-        """As a manifest records them."""
-        where = {"set": self.set, "source": self.source, "target": self.target}
-        return [
-            ScoreEntry(**where, metric="BLEU", value=self.bleu, signature=self.bleu_signature),
-            ScoreEntry(**where, metric="chrF", value=self.chrf, signature=self.chrf_signature),
-        ]
-
-
 def evaluate(
     translate: Translate,
-    testsets: Iterable[TestSet],
+    tests: Iterable[TestSet],
     *,
-    limit: int | None = None,
     out: Path | None = None,
-    progress: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+    progress: Callable[[Scores, float], None] = lambda scores, seconds: None,
+) -> list[Scores]:
     """Translate and score every test set; hypotheses and results.json go to `out`."""
     from training.scores import score
 
-    rows = []
-    for test in testsets:
-        sources, references = list(test.sources)[:limit], list(test.references)[:limit]
+    rows: list[Scores] = []
+    for test in tests:
         begin = time.monotonic()
-        results = translate(sources, test.source, test.target)
-        seconds = time.monotonic() - begin
-        scores = score([result.text for result in results], references, test.target)
-        row = Row(
-            set=test.name,
-            source=test.source,
-            target=test.target,
-            sentences=len(results),
-            bleu=round(scores.bleu, 2),
-            chrf=round(scores.chrf, 2),
-            bad=sum(is_bad(result, test.target) for result in results),
-            seconds=round(seconds, 1),
-            bleu_signature=scores.bleu_signature,
-            chrf_signature=scores.chrf_signature,
-        )
-        rows.append(row)
-        progress(row)
+        results = translate(test.sources, test.source, test.target)
+        rows.append(score(test, results))
+        progress(rows[-1], time.monotonic() - begin)
         if out is not None:
-            _write_hypotheses(out, test.name, row, results)
+            _write_hypotheses(out, test, results)
             _write_results(out, rows)
     return rows
 
 
-def open_translator(model: str | Path, batch: int) -> tuple[AbstractContextManager[Any], set[str]]:
+def open_translator(
+    model: str | Path, batch: int
+) -> tuple[AbstractContextManager[Translate], set[str]]:
     """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
@@ -226,59 +170,51 @@ def open_translator(model: str | Path, batch: int) -> tuple[AbstractContextManag
     from training.evaluate import checkpoint_translator  # torch
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    raw = checkpoint_translator(folder, batch)
-
-    def translate(lines: Sequence[str], source: str, target: str) -> list[Result]:
-        return [Result(text, reason) for text, reason in raw(lines, source, target)]
-
-    return nullcontext(translate), {f"{a}-{b}" for a, b in meta.get("pairs", [])}
+    pairs = {f"{a}-{b}" for a, b in meta.get("pairs", [])}
+    return nullcontext(checkpoint_translator(folder, batch)), pairs
 
 
 def select(
-    testsets: Iterable[TestSet],
+    folder: Path,
     served: Collection[str],
     sets: Sequence[str] = (),
     pairs: Sequence[str] = (),
+    limit: int | None = None,
 ) -> list[TestSet]:
     """The test sets asked for, of the directions that the model serves."""
+    from training.scores import find_sets
+
     unknown = [pair for pair in pairs if pair not in served]
     if unknown:
         raise ExportError(f"pairs {unknown} are not among the model's: {sorted(served)}")
-    chosen = [
-        test
-        for test in testsets
-        if f"{test.source}-{test.target}" in (pairs or served)
-        and (not sets or any(test.name == name or test.name.startswith(name) for name in sets))
+    languages = sorted({code for pair in served for code in pair.split("-", 1)})
+    wanted = set(pairs or served)
+    found = find_sets(folder, languages, sets, limit or 0)
+    tests = [test for test in found if f"{test.source}-{test.target}" in wanted]
+    if not tests:
+        raise ExportError(f"{str(folder)!r} has no test set for {sorted(wanted)}")
+    return tests
+
+
+def entries(scores: Scores) -> list[ScoreEntry]:
+    """Scores as a manifest records them."""
+    where = {"set": scores.set, "source": scores.source, "target": scores.target}
+    return [
+        ScoreEntry(**where, metric="BLEU", value=scores.bleu, signature=scores.bleu_signature),
+        ScoreEntry(**where, metric="chrF", value=scores.chrf, signature=scores.chrf_signature),
     ]
-    if not chosen:
-        raise ExportError(f"no test set for sets {list(sets)} and pairs {sorted(pairs or served)}")
-    return chosen
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, with the signatures once below."""
-    width = max([3, *(len(row.set) for row in rows)])
-    lines = [f"{'set':{width}}  pair   sentences   BLEU   chrF   bad %  seconds"]
-    for row in rows:
-        bad = 100 * row.bad / max(1, row.sentences)
-        lines.append(
-            f"{row.set:{width}}  {row.source}-{row.target}  {row.sentences:9}  {row.bleu:5.2f}"
-            f"  {row.chrf:5.2f}  {bad:6.2f}  {row.seconds:7.1f}"
-        )
-    for signature in sorted({s for row in rows for s in (row.bleu_signature, row.chrf_signature)}):
-        lines.append(signature)
-    return "\n".join(lines)
-
-
-def _write_hypotheses(out: Path, name: str, row: Row, results: Sequence[Result]) -> None:
+def _write_hypotheses(out: Path, test: TestSet, results: Sequence[tuple[str, str]]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    text = "".join(result.text.replace("\n", " ") + "\n" for result in results)
-    (out / f"{name}.{row.source}-{row.target}.hyp").write_text(text, encoding="utf-8")
+    text = "".join(" ".join(text.splitlines()) + "\n" for text, _ in results)
+    (out / f"{test.name}.{test.source}-{test.target}.hyp").write_text(text, encoding="utf-8")
 
 
-def _write_results(out: Path, rows: Sequence[Row]) -> None:
+def _write_results(out: Path, rows: Sequence[Scores]) -> None:
     data = {
-        "scores": [entry.model_dump() for row in rows for entry in row.entries()],
-        "rows": [asdict(row) for row in rows],
+        "scores": [entry.model_dump() for row in rows for entry in entries(row)],
+        "rows": [row.as_dict() for row in rows],
     }
-    (out / "results.json").write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    (out / "results.json").write_text(text, encoding="utf-8")

@@ -52,7 +52,9 @@ def test_refuses(
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("file", ["config.json", "meta.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "meta.json", "model.safetensors", "tokenizer.json"]
+)
 def test_missing_file(copy: Path, file: str) -> None:
     (copy / file).unlink()
     with pytest.raises(CheckpointError, match=file):

@@ -14,6 +14,7 @@ import pytest
 from app.bundle import Bundle
 from export import cli
 from export.errors import ExportError, TargetExists
+from training.errors import CorpusError
 
 Main = Callable[..., int]
 
@@ -58,7 +59,8 @@ def test_unreadable_scores(tmp_path: Path, text: str) -> None:
 
 def write_testset(folder: Path) -> None:
     folder.mkdir()
-    for code, lines in {"en": ["Good day.", "Two cats."], "de": ["Guten Tag.", "Zwei Katzen."]}.items():
+    texts = {"en": ["Good day.", "Two cats."], "de": ["Guten Tag.", "Zwei Katzen."]}
+    for code, lines in texts.items():
         (folder / f"mini_en-de.{code}").write_text("\n".join(lines) + "\n")
 
 
@@ -83,13 +85,13 @@ def test_evaluate(
     assert all(score.signature for score in scores)
     with pytest.raises(ExportError, match="en-xx"):
         main("evaluate", model, tmp_path / "sets", "--pairs", "en-xx")
-    with pytest.raises(ExportError, match="newstest"):
+    with pytest.raises(CorpusError, match="newstest"):
         main("evaluate", model, tmp_path / "sets", "--sets", "newstest")
 
 
 def test_evaluating_a_bundle_and_asking_for_help_load_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, export.cli, export.evaluate, export.bundle\n"
+        "import sys, export.cli, export.evaluate, export.bundle, training.scores\n"
         "assert not {'torch', 'transformers', 'optimum'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

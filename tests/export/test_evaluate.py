@@ -1,4 +1,4 @@
-"""Lines of a test set through the engine: in order, as if alone, and judged."""
+"""Lines of a test set through the engine: in order, and as if each were alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ import pytest
 
 from app.bundle import Bundle
 from export.errors import ExportError
-from export.evaluate import (
-    BundleTranslator,
-    Result,
-    Row,
-    goes_in_circles,
-    is_bad,
-    table,
-    translate_lines,
-)
+from export.evaluate import BundleTranslator, Result, open_translator, translate_lines
 
 LINES = ["Good morning.", "", "The train is late again, as ever, my friend.", "x", "7 cats"]
 
@@ -38,33 +30,6 @@ def test_a_line_that_does_not_fit_is_counted_not_fatal(fp32_bundle: Bundle) -> N
     assert translate_lines(fp32_bundle, [], "en", "fr") == []
 
 
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("a b c d " * 4, "en", True),
-        ("a b c d " * 3, "en", False),
-        ("no no no no no no no", "en", True),
-        ("no no no no no no", "en", False),
-        ("我是一只" * 4, "zh", True),
-        ("我是一只" * 3, "zh", False),
-        ("我们今天去公园。", "zh", False),
-        ("", "de", False),
-    ],
-)
-def test_circles(text: str, language: str, expected: bool) -> None:
-    assert goes_in_circles(text, language) is expected
-    assert is_bad(Result(text, "stop"), language) is expected
-    assert is_bad(Result(text, "length"), language)
-
-
-def test_table_names_signatures_once() -> None:
-    rows = [Row("tatoeba", "en", t, 10, 12.0, 30.0, 1, 2.0, "sigB", "sigC") for t in ("de", "fr")]
-    text = table(rows)
-    assert text.count("sigB") == 1 and "en-fr" in text and "10.00" in text
-
-
 def test_a_folder_that_is_no_model_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from export.evaluate import open_translator
-
     with pytest.raises(ExportError, match="neither"):
         open_translator(tmp_path_factory.mktemp("empty"), 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,10 +12,11 @@ import pytest
 
 from app.bundle import Bundle
 from export import bundle as module
-from export import verify
+from export import evaluate, verify
 from export.bundle import build_model, export_bundle
 from export.checkpoint import Checkpoint
 from export.errors import VerificationFailed
+from training import scores
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
@@ -27,7 +29,7 @@ def test_honest_bundles_pass(random_checkpoint: Path, tmp_path: Path, precision:
     assert ("bits_per_byte" in facts) == (precision != "fp32")
 
 
-def tampered(precision: str, name: str, factor: float):  # noqa: ANN201
+def tampered(precision: str, name: str, factor: float):
     """A `build_model` that changes one tensor when it builds the given precision."""
 
     def build(source: Checkpoint, asked: str) -> onnx.ModelProto:
@@ -111,6 +113,46 @@ def test_a_loss_of_bits_is_found(
         verify.check_bits(int8_bundle, fp32_bundle, verify.SAMPLE)
     bits[int8_bundle.path] = 2.01
     assert verify.check_bits(int8_bundle, fp32_bundle, [])["bits_per_byte_loss"] == 0.005
+
+
+@pytest.mark.parametrize(("int8_bleu", "passes"), [(19.8, True), (19.6, False)])
+def test_a_loss_of_bleu_is_found(
+    int8_bundle: Bundle,
+    fp32_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    int8_bleu: float,
+    passes: bool,
+) -> None:
+    """With 1,200 sentences in two directions, and scores made up."""
+    for code in ("en", "de"):
+        (tmp_path / f"mini.{code}").write_text("Hallo\n" * 600)
+    seen: list[int] = []
+
+    class Silent(evaluate.BundleTranslator):
+        def __call__(self, lines, source, target):  # type: ignore[no-untyped-def]
+            seen.append(len(lines))
+            return [(self._tokenizer.decode([]), "stop")] * len(lines)
+
+    bleus = iter([int8_bleu, int8_bleu, 20.0, 20.0])
+    monkeypatch.setattr(evaluate, "BundleTranslator", Silent)
+    monkeypatch.setattr(scores, "score", lambda test, results: SimpleNamespace(bleu=next(bleus)))
+    if passes:
+        facts = verify.check_bleu(int8_bundle, fp32_bundle, tmp_path)
+        assert facts["bleu_sentences"] == sum(seen) / 2 == 1200
+        assert facts["bleu_loss"] == 0.2
+    else:
+        with pytest.raises(VerificationFailed, match="BLEU"):
+            verify.check_bleu(int8_bundle, fp32_bundle, tmp_path)
+
+
+def test_too_few_sentences_to_tell(
+    int8_bundle: Bundle, fp32_bundle: Bundle, tmp_path: Path
+) -> None:
+    for code in ("en", "de"):
+        (tmp_path / f"mini.{code}").write_text("Hallo\n" * 400)
+    with pytest.raises(VerificationFailed, match="800"):
+        verify.check_bleu(int8_bundle, fp32_bundle, tmp_path)
 
 
 def test_not_a_number_fails() -> None:
