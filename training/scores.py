@@ -18,7 +18,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from training.corpus import read_lines
 from training.errors import CorpusError
 
-_FILE = re.compile(r"(?P<name>.+)\.(?P<language>[a-z]{2,3})(\.gz)?$")
+_FILE = re.compile(r"(?P<name>.+?)\.(?P<language>[a-z]{2,3})(\.gz)?$")
 _TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}  # sacreBLEU's; 13a for all others
 
 

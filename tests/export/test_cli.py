@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def write_testset(folder: Path) -> None:
     folder.mkdir()
     texts = {"en": ["Good day.", "Two cats."], "de": ["Guten Tag.", "Zwei Katzen."]}
     for code, lines in texts.items():
-        (folder / f"mini_en-de.{code}").write_text("\n".join(lines) + "\n")
+        with gzip.open(folder / f"mini_en-de.{code}.gz", "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
