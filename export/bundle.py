@@ -61,6 +61,7 @@ def export_bundle(
     force: bool = False,
     verify: bool = True,
     testset: str | Path | None = None,
+    texts: Sequence[str] = (),
 ) -> Bundle:
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not."""
     source = load_checkpoint(checkpoint)
@@ -77,7 +78,7 @@ def export_bundle(
         if verify:
             from export.verify import verify_bundle  # torch and transformers: only when asked
 
-            facts = verify_bundle(source, bundle, testset=testset)
+            facts = verify_bundle(source, bundle, testset=testset, texts=texts)
             _write_manifest(folder, manifest.model_copy(update={"verification": facts}))
     return Bundle.open(place)
 

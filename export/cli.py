@@ -6,6 +6,7 @@ Only the standard library is imported here; each command imports what it needs w
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--testset", metavar="DIR", type=Path,
         help="folder of test sets on which int8 may lose 0.3 BLEU at most; "
         "without one, bits per byte are compared")  # fmt: skip
+    add("--text", metavar="FILE", type=Path,
+        help="lines of text to compare on (default: a few built-in sentences)")  # fmt: skip
     add("--scores", metavar="FILE", type=Path,
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
@@ -88,6 +91,7 @@ def run_export(args: argparse.Namespace) -> int:
         scores=read_scores(args.scores) if args.scores else (),
         force=args.force,
         testset=args.testset,
+        texts=read_texts(args.text) if args.text else (),
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     _say(f"{bundle.path}: {args.precision} bundle of {size / 1e6:.1f} MB, verified")
@@ -121,6 +125,17 @@ def read_scores(path: Path) -> tuple[ScoreEntry, ...]:
         return tuple(ScoreEntry.model_validate(entry) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
+
+
+def read_texts(path: Path, limit: int = 500) -> list[str]:
+    """The first lines of a text file."""
+    from export.errors import ExportError
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [line.rstrip("\n") for line in itertools.islice(file, limit)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"text file {str(path)!r} cannot be read: {error}") from None
 
 
 def _progress(scores: Scores, seconds: float) -> None:

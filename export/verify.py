@@ -57,9 +57,10 @@ def verify_bundle(
     bundle: Bundle,
     *,
     testset: str | Path | None = None,
-    texts: Sequence[str] = SAMPLE,
+    texts: Sequence[str] = (),
 ) -> Facts:
     """Measure everything; raises `VerificationFailed` at the first figure out of bounds."""
+    texts = [text for text in texts if text.strip()] or SAMPLE
     prompts = sample_prompts(bundle, texts)
     facts: Facts = {}
     with _reference(source, bundle) as folder:

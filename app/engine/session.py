@@ -100,6 +100,7 @@ class _Step:
     positions: NDArray[np.int64]  # (n,)
     seqlens_k: NDArray[np.int32]  # (n,)
     total: NDArray[np.int32]  # ()
+    feeds: dict[str, NDArray[Any]]  # the same buffers and the others, by name
     held: tuple[Any, ...]  # what the binding points into
 
 
@@ -186,6 +187,8 @@ class OnnxDecoder:
         step.positions[:] = lengths
         step.seqlens_k[:] = lengths
         step.total[...] = longest + 1
+        if self._device != "cpu":  # there, binding means copying to the device
+            _bind_inputs(step.binding, step.feeds)
         return self._run(step.binding, rows)
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -215,7 +218,7 @@ class OnnxDecoder:
         }
         held = _bind_inputs(binding, feeds)
         self._caches.bind(binding, 0, rows)
-        return _Step(binding, ids, positions, seqlens_k, total, held)
+        return _Step(binding, ids, positions, seqlens_k, total, feeds, held)
 
     def _run(self, binding: ort.IOBinding, rows: int) -> NDArray[np.float32]:
         # A new array each time: an answer must not change under the caller at the next run.

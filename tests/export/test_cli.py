@@ -39,8 +39,9 @@ def test_export_and_back(
     score = {"set": "s", "source": "en", "target": "de", "metric": "BLEU", "value": 1.5,
              "signature": "x"}  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps({"scores": [score]}))
-    assert main("export", random_checkpoint, tmp_path / "b", "--name", "tiny",
-                "--scores", tmp_path / "results.json") == 0  # fmt: skip
+    (tmp_path / "text").write_text("The cat sat.\n\nDie Katze saß.\n")
+    options = ["--scores", tmp_path / "results.json", "--text", tmp_path / "text"]
+    assert main("export", random_checkpoint, tmp_path / "b", "--name", "tiny", *options) == 0
     manifest = Bundle.open(tmp_path / "b").manifest
     assert (manifest.name, manifest.model.precision) == ("tiny", "int8")
     assert manifest.scores[0].value == 1.5
@@ -56,6 +57,11 @@ def test_unreadable_scores(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(ExportError, match=r"scores\.json"):
         cli.read_scores(tmp_path / "scores.json")
+
+
+def test_unreadable_text(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="nowhere"):
+        cli.read_texts(tmp_path / "nowhere")
 
 
 def write_testset(folder: Path) -> None:
