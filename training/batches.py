@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.errors import CorpusError
-from training.shards import Shard
+from training.shards import Shard, Side
 
 IGNORED = -100  # a target position without loss
 POOL = 64  # batches that are sorted by length together
@@ -34,9 +34,11 @@ class Batch:
     tag: str = ""  # "en-de", or the language of text
 
     def to(self, device: torch.device) -> Batch:
-        moved = (t.to(device, non_blocking=True) for t in
-                 (self.ids, self.targets, self.lengths, self.prefix))  # fmt: skip
-        return Batch(*moved, self.tag)
+        return Batch(
+            self.ids.to(device, non_blocking=True), self.targets.to(device, non_blocking=True),
+            self.lengths.to(device, non_blocking=True), self.prefix.to(device, non_blocking=True),
+            self.tag,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,16 @@ class PairRows:
             targets[i, prompt - 1 : len(row) - 1] = row[prompt:]
         lengths = np.array([len(row) - 1 for row, _ in rows], np.int64)
         prefix = np.array([prompt for _, prompt in rows], np.int64)
-        return Batch(*(torch.from_numpy(a) for a in (ids, targets, lengths, prefix)), tag)
+        return Batch(
+            torch.from_numpy(ids), torch.from_numpy(targets),
+            torch.from_numpy(lengths), torch.from_numpy(prefix), tag,
+        )  # fmt: skip
 
 
 class TextRows:
     """Documents as one stream of an epoch, cut into rows of `width` + 1 tokens."""
 
-    def __init__(self, shards: Sequence[Shard], weights: Sequence[float], end: int,
+    def __init__(self, shards: Sequence[Shard | Side], weights: Sequence[float], end: int,
                  width: int) -> None:  # fmt: skip
         self.shards, self.weights, self.end, self.width = shards, weights, end, width
 

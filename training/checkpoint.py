@@ -23,7 +23,9 @@ from training.errors import CheckpointError, ConfigError
 from training.model import GPT, ModelConfig
 
 
-def save_checkpoint(folder: Path, model: GPT, tokenizer_file: Path | None, meta: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, model: GPT, tokenizer_file: Path | None, meta: dict[str, Any]
+) -> None:
     """Write a checkpoint directory; an older one of that name is replaced in one move."""
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -42,9 +44,11 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer_file: Path | None, meta:
 
 
 def load_checkpoint(folder: Path) -> tuple[GPT, dict[str, Any]]:
-    """The model and meta.json (empty if there is none); raises CheckpointError saying what is off."""
+    """The model and meta.json (empty without one); raises CheckpointError saying what is off."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = _read_json(folder / "config.json")
+        meta_file = folder / "meta.json"
+        meta = _read_json(meta_file) if meta_file.exists() else {}
         tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from None
@@ -64,8 +68,7 @@ def load_checkpoint(folder: Path) -> tuple[GPT, dict[str, Any]]:
                 f"config.json asks for {tuple(wanted[name].shape)}"
             )
     model.load_state_dict(tensors)
-    meta_file = folder / "meta.json"
-    return model, json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.exists() else {}
+    return model, meta
 
 
 def _canonical(name: str) -> str:
@@ -96,7 +99,7 @@ def load_state(folder: Path, optimisers: dict[str, torch.optim.Optimizer]) -> di
     """Restore optimisers and random state; returns the JSON values."""
     try:
         tensors = load_file(folder / "state.safetensors")
-        values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        values = _read_json(folder / "state.json")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"state {folder}: {error}") from None
     torch.set_rng_state(tensors.pop("rng"))
@@ -113,6 +116,14 @@ def load_state(folder: Path, optimisers: dict[str, torch.optim.Optimizer]) -> di
             raise CheckpointError(f"state {folder}: nothing for the optimiser {name}")
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return values
+
+
+def recover_folder(target: Path) -> bool:
+    """Whether `target` is there; puts the old one back after a kill between the two renames."""
+    old = target.with_name(target.name + ".old")
+    if not target.exists() and old.exists():
+        old.rename(target)
+    return target.exists()
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -136,6 +147,13 @@ def commit() -> str:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return result.stdout.strip() or "unknown"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -40,13 +40,14 @@ def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=_RAW,
     )
     parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
-    parser.add_argument("--languages", required=True, help="codes, separated by commas")
+    parser.add_argument("--languages", help="codes, separated by commas; default: the recipe's")
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
     parser.add_argument("--vocabulary", type=int, default=16384, help="entries (default 16384)")
     parser.add_argument("--megabytes", type=float, default=32, help="size of the sample (32)")
-    parser.add_argument("--recipe", help="take languages, file list and weights from this recipe")
+    parser.add_argument("--recipe", help="take file list, weights and languages from this recipe")
     parser.add_argument("--report", metavar="SET", type=Path, action="append", default=[],
-                        help="aligned lines SET.<lang>[.gz] to report on; may be repeated")  # fmt: skip
+                        help="aligned lines SET.<lang>[.gz] to report on; "
+                        "may be repeated")  # fmt: skip
     parser.set_defaults(run=train_tokenizer)
 
 
@@ -81,14 +82,17 @@ def _add_stage(
 def train_tokenizer(arguments: argparse.Namespace) -> int:
     from training.config import load_recipe
     from training.corpus import Cleaner, find_sources, read_lines, weight_of
+    from training.errors import ConfigError
     from training.tokenizer import balanced_sample, load_tokenizer, report, table
     from training.tokenizer import train_tokenizer as learn
 
-    weights, list_file = {"*": 1.0}, ""
-    if arguments.recipe:
-        data = load_recipe(arguments.recipe).data
-        weights, list_file = data.weights, data.list
-    languages = arguments.languages.split(",")
+    data = load_recipe(arguments.recipe).data if arguments.recipe else None
+    weights, list_file = (data.weights, data.list) if data else ({"*": 1.0}, "")
+    named = [code.strip() for code in (arguments.languages or "").split(",") if code.strip()]
+    languages = named or list(data.languages if data else ())
+    if not languages:
+        raise ConfigError("--languages: give codes, or a --recipe that has them")
+    sets = {stem: _aligned(stem, languages) for stem in arguments.report}
     sources = find_sources(arguments.corpus, languages, list_file)
     cleaner = Cleaner()
     texts = balanced_sample(
@@ -99,15 +103,25 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
     file = arguments.out / "tokenizer.json"
     tokenizer.save(str(file))
     tokenizer = load_tokenizer(file)
-    reports = {"sample": {code: side[:2000] for code, side in texts.items()}}
-    for stem in arguments.report:
-        files = {c: p for c in languages for e in ("", ".gz")
-                 if (p := stem.with_name(f"{stem.name}.{c}{e}")).exists()}  # fmt: skip
-        reports[stem.name] = {code: list(read_lines(path)) for code, path in files.items()}
-    written = [f"{name}\n{table(report(tokenizer, lines))}" for name, lines in reports.items()]
+    sample = {code: side[:2000] for code, side in texts.items()}
+    written = [f"sample\n{table(report(tokenizer, sample, aligned=False))}"]
+    for stem, files in sets.items():
+        lines = {code: list(read_lines(path)) for code, path in files.items()}
+        written.append(f"{stem.name}\n{table(report(tokenizer, lines))}")
     (arguments.out / "report.txt").write_text("\n\n".join(written) + "\n", encoding="utf-8")
     sys.stdout.write("\n\n".join(written) + f"\n\nwrote {file}\n")
     return 0
+
+
+def _aligned(stem: Path, languages: list[str]) -> dict[str, Path]:
+    """The files of an aligned set by language; raises CorpusError if there is none."""
+    from training.errors import CorpusError
+
+    files = {c: p for c in languages for e in ("", ".gz")
+             if (p := stem.with_name(f"{stem.name}.{c}{e}")).exists()}  # fmt: skip
+    if not files:
+        raise CorpusError(f"--report {stem}: no file {stem.name}.<language>[.gz]")
+    return files
 
 
 def train_stage(arguments: argparse.Namespace) -> int:
@@ -138,7 +152,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
     from training.errors import ConfigError
 
-    key, equals, value = text.partition("=")
+    key, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise ConfigError(f"--set {text}: must be KEY=VALUE")
     try:

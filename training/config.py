@@ -6,13 +6,17 @@ Everything is checked here, before any corpus is read.
 
 from __future__ import annotations
 
+import json
+import math
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from training.errors import ConfigError
 
+K = TypeVar("K")
 Stage = Literal["pretrain", "finetune"]
 RECIPES = Path(__file__).parent / "configs"
 
@@ -25,6 +29,7 @@ class DataConfig:
     sources, and `mono/`, are read.
     `max_tokens` bounds one example (prompt and target together) and is the length of text rows.
     `text_share` is the part of fine-tuning batches that are plain text, so that generation stays.
+    `licences` maps globs in the same way to what the checkpoint's meta.json says of a source.
     """
 
     languages: tuple[str, ...]
@@ -33,6 +38,23 @@ class DataConfig:
     max_tokens: int = 128
     text_share: float = 0.0
     valid_examples: int = 200
+    licences: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.languages:
+            raise ConfigError("data.languages is empty")
+        for code in self.languages:
+            if self.languages.count(code) > 1:
+                raise ConfigError(f"data.languages: {code!r} comes twice")
+        for pattern, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"data.weights.{pattern!r} = {weight}: must be 0 or more")
+        if self.max_tokens < 8:
+            raise ConfigError(f"data.max_tokens = {self.max_tokens}: must be at least 8")
+        if not 0 <= self.text_share < 1:
+            raise ConfigError(f"data.text_share = {self.text_share}: must be in [0, 1)")
+        if self.valid_examples < 0:
+            raise ConfigError(f"data.valid_examples = {self.valid_examples}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,16 @@ class OptimiserConfig:
     final: float = 0.02  # share of the peak rate at the end
     clip: float = 1.0
     beta2: float = 0.98
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "muon_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"optimiser.{name} = {getattr(self, name)}: must be above 0")
+        for name in ("warmup", "final", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimiser.{name} = {getattr(self, name)}: must be in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optimiser.weight_decay = {self.weight_decay}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -72,51 +104,82 @@ class RunConfig:
     valid_steps: int = 500
 
     def __post_init__(self) -> None:
-        if (self.steps > 0) == (self.minutes > 0):
-            raise ConfigError("give either steps or minutes, one of them above 0")
+        if self.steps < 0 or self.minutes < 0 or (self.steps > 0) == (self.minutes > 0):
+            raise ConfigError(
+                f"steps = {self.steps}, minutes = {self.minutes}: give one of them, above 0"
+            )
         for name in ("batch_tokens", "accumulate", "log_steps", "valid_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be positive")
-        if not self.data.languages:
-            raise ConfigError("data.languages is empty")
+        if self.batch_tokens // self.accumulate < self.data.max_tokens:
+            raise ConfigError(
+                f"batch_tokens = {self.batch_tokens} over accumulate = {self.accumulate}: "
+                f"cannot hold one example of data.max_tokens = {self.data.max_tokens}"
+            )
+        if self.checkpoint_minutes < 0:
+            raise ConfigError(
+                f"checkpoint_minutes = {self.checkpoint_minutes}: must be 0 or more"
+            )
         if self.mask == "prefix" and self.stage == "pretrain":
             raise ConfigError("mask = 'prefix' is for stage = 'finetune'")
         for name in ("label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be in [0, 1)")
-        if not 0 <= self.data.text_share < 1:
-            raise ConfigError(f"data.text_share = {self.data.text_share}: must be in [0, 1)")
 
 
 def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a recipe by path, or by name from `training/configs`; `overrides` replace top keys."""
     path = Path(name)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         path = RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise ConfigError(f"recipe {str(name)!r}: no such file; built-in recipes: {known}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
         raise ConfigError(f"recipe {path}: {error}") from None
     for key, value in (overrides or {}).items():
         _assign(values, key, value)
     return build(RunConfig, values, "")
 
 
+def differences(before: dict[str, Any], now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ from those a run wrote down: (key, then, now).
+
+    A key that the run did not know yet counts with its default.
+    """
+    old, new = (_flat(json.loads(json.dumps(asdict(c))))
+                for c in (build(RunConfig, before, ""), now))  # fmt: skip
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{where}{key}.")
+        else:
+            flat[f"{where}{key}"] = value
+    return flat
+
+
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {parent} is not a table")
     values[last] = value
     if last in ("steps", "minutes") and not parents:  # the other bound gives way
         values.pop("minutes" if last == "steps" else "steps", None)
 
 
-def build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
+def build(kind: type[K], values: dict[str, Any], where: str) -> K:
     """A dataclass from a mapping; raises ConfigError naming an unknown, missing or wrong key."""
-    known = {f.name: f for f in fields(kind)}
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     for key in values:
         if key not in known:
@@ -146,7 +209,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where} = {value!r}: must be a table")
-        return {str(k): float(v) for k, v in value.items()}
+        item = get_args(hint)[1]
+        return {str(k): _convert(item, v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

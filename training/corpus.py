@@ -10,14 +10,19 @@ import gzip
 import hashlib
 import re
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 from training.errors import CorpusError
+
+T = TypeVar("T")
+RULES = 1  # goes up when a rule of this file changes, so that runs make their shards anew
 
 NAMES = {
     "en": "English", "zh": "Chinese", "de": "German", "fr": "French", "es": "Spanish",
@@ -67,13 +72,16 @@ class Report:
 
 def read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends; raises CorpusError for a file that is missing or not UTF-8."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise CorpusError(f"{path}: {error}") from None
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                yield line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}, line {number}: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        place = f"{path}, after line {number}" if number else str(path)
+        raise CorpusError(f"{place}: {error}") from None
 
 
 def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") -> list[Source]:
@@ -95,25 +103,46 @@ def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") ->
             found.append(Source(match["name"], (match["first"], match["second"]), (path,)))
         elif match := _ALIGNED.match(path.name):
             aligned.setdefault(path.parent, {})[match["language"]] = path
-        elif relative.parts[0] == "mono" and len(relative.parts) == 3:
-            if path.name.endswith((".txt", ".txt.gz")):
-                stem = path.name.removesuffix(".gz").removesuffix(".txt")
-                found.append(Source(f"mono/{stem}", (relative.parts[1],), (path,)))
+        elif (
+            relative.parts[0] == "mono"
+            and len(relative.parts) == 3
+            and path.name.endswith((".txt", ".txt.gz"))
+        ):
+            stem = path.name.removesuffix(".gz").removesuffix(".txt")
+            found.append(Source(f"mono/{stem}", (relative.parts[1],), (path,)))
     for parent, files in aligned.items():
         for first, second in combinations(sorted(files), 2):
             found.append(Source(parent.name, (first, second), (files[first], files[second])))
     found = [s for s in found if wanted.issuperset(s.languages)]
     if not found:
         raise CorpusError(f"corpus {folder}: nothing in the languages {', '.join(sorted(wanted))}")
+    _refuse_namesakes(found)
     return found
+
+
+def _refuse_namesakes(sources: Iterable[Source]) -> None:
+    """A source's key names its shards, weight and row in the report: there must be one of each."""
+    first: dict[str, Source] = {}
+    for source in sources:
+        other = first.setdefault(source.key.replace("/", "_"), source)
+        if other is not source:
+            raise CorpusError(
+                f"{other.paths[0]} and {source.paths[0]}: two sources of the name {source.key}; "
+                "rename or remove one"
+            )
 
 
 def weight_of(source: Source, weights: dict[str, float]) -> float:
     """Passes over a source per epoch: the first glob that matches its name or key; else 0."""
-    for pattern, weight in weights.items():
-        if fnmatch(source.name, pattern) or fnmatch(source.key, pattern):
-            return weight
-    return 0.0
+    return first_match(source, weights, 0.0)
+
+
+def first_match(source: Source, values: dict[str, T], default: T) -> T:
+    """The value of the first glob that matches a source's name or key."""
+    for pattern, value in values.items():
+        if fnmatchcase(source.name, pattern) or fnmatchcase(source.key, pattern):
+            return value
+    return default
 
 
 def normalise(text: str) -> str:
@@ -226,7 +255,8 @@ class Cleaner:
             first, second = normalise(raw[0]), normalise(raw[1])
             fault = fault_of_pair(first, second, source.languages)
             if fault is None:
-                mark = hash64("\t".join((*source.languages, first, second)))
+                sides = sorted(zip(source.languages, (first, second), strict=True))
+                mark = hash64("\t".join(f"{code}\t{text}" for code, text in sides))
                 fault = "duplicate" if mark in self.seen else self.leaks.fault_of(first, second)
                 self.seen.add(mark)
             self.report.add(source.key, fault or "kept")

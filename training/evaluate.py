@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -63,8 +64,6 @@ def valid_batches(
     pairs: PairRows | None, text: dict[str, TextRows], batch_tokens: int, limit: int
 ) -> list[Batch]:
     """A fixed choice of held-out batches, tagged by direction or language."""
-    import numpy as np
-
     batches: list[Batch] = []
     if pairs is not None:
         examples = pairs.choose(np.random.default_rng(0))
@@ -78,10 +77,10 @@ def valid_batches(
                 batches.append(pairs.collate(group, tag))
     for language, rows_of in sorted(text.items()):
         documents, starts = rows_of.choose(np.random.default_rng(0))
-        rows = np.arange(min((int(starts[-1]) - 1) // rows_of.width, limit))
+        order = np.arange(min((int(starts[-1]) - 1) // rows_of.width, limit), dtype=np.int64)
         size = max(1, batch_tokens // rows_of.width)
-        for i in range(0, len(rows), size):
-            batches.append(rows_of.collate(documents, starts, rows[i : i + size], language))
+        for i in range(0, len(order), size):
+            batches.append(rows_of.collate(documents, starts, order[i : i + size], language))
     return batches
 
 

@@ -9,6 +9,8 @@ the same number of threads, with bit-identical losses.
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from training.batches import IGNORED, Batch, Cursor, Stream
-from training.checkpoint import load_state, replace_folder, save_checkpoint, save_state
+from training.checkpoint import (
+    load_checkpoint,
+    load_state,
+    recover_folder,
+    replace_folder,
+    save_checkpoint,
+    save_state,
+)
 from training.config import RunConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.model import GPT
 from training.objectives import cross_entropy_sum
 from training.optim import build_optimisers, rate_factor
@@ -32,7 +41,9 @@ from training.optim import build_optimisers, rate_factor
 Validate = Callable[[GPT], dict[str, float]]
 
 
-def autocast(config: RunConfig, device: torch.device) -> tuple[AbstractContextManager[Any], torch.dtype]:
+def autocast(
+    config: RunConfig, device: torch.device
+) -> tuple[AbstractContextManager[Any], torch.dtype]:
     """bf16 where the processor multiplies it natively, else fp32."""
     if config.precision == "auto":
         native = (
@@ -78,7 +89,6 @@ class Run:
         self.forward = torch.compile(model, dynamic=True) if config.compile else model
         self.cursor = Cursor()
         self.step, self.elapsed, self.tokens = 0, 0.0, 0
-        self.resumed = False
 
     def train(self) -> Path:
         """Run to the bound; returns the folder of the final checkpoint."""
@@ -88,8 +98,9 @@ class Run:
         log = self.folder / "metrics.jsonl"
         truncate_log(log, self.step)
         batches = self.stream(self.cursor)
-        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-        bar = tqdm(total=1000, unit="‰", disable=not self.progress, bar_format=_BAR, initial=self._permille())
+        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+        bar = tqdm(total=1000, unit="‰", disable=not self.progress, bar_format=_BAR,
+                   initial=self._permille())  # fmt: skip
         started = saved = time.monotonic()
         before = self.elapsed
         with log.open("a", encoding="utf-8", buffering=1) as file:
@@ -102,9 +113,10 @@ class Run:
                 if self.step % self.config.valid_steps == 0 or self._done():
                     entry.update(self._validated())
                 file.write(json.dumps(entry) + "\n")
-                if self.step % self.config.log_steps == 0:
-                    for key in ("loss", "rate", "gradient_norm", "tokens_per_s"):
-                        board.add_scalar(key, entry[key], self.step)
+                often = self.step % self.config.log_steps == 0
+                for key, value in entry.items():
+                    if key.startswith("valid/") or often and key in _BOARD:
+                        board.add_scalar(key, value, self.step)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['tokens_per_s']:,.0f} tok/s")
                 bar.update(self._permille() - bar.n)
                 if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
@@ -137,9 +149,14 @@ class Run:
             with self.autocast:
                 loss, _ = batch_loss(self.model, batch, config.mask, config.label_smoothing,
                                      self.dtype, self.forward)  # fmt: skip
-            (loss / total).backward()
+            (loss / total).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"step {self.step + 1}: loss {float(loss_sum) / total}, gradient norm "
+                f"{float(norm)}: the run diverged; try a lower optimiser.rate"
+            )
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -164,6 +181,7 @@ class Run:
         """Write checkpoint and state together, as one folder, in one move."""
         meta = {**self.meta, "step": self.step, "tokens": self.tokens}
         whole = self.folder / "last.partial"
+        shutil.rmtree(whole, ignore_errors=True)  # of a save that was killed
         save_checkpoint(whole / "checkpoint", self.model, self.tokenizer_file, meta)
         values = {
             "step": self.step, "elapsed": self.elapsed, "tokens": self.tokens,
@@ -176,30 +194,37 @@ class Run:
             link.symlink_to(Path("last") / "checkpoint")
 
     def _resume(self) -> None:
-        last, old = self.folder / "last", self.folder / "last.old"
-        if not last.exists() and old.exists():  # killed between the two renames
-            old.rename(last)
-        if not last.exists():
+        last = self.folder / "last"
+        if not recover_folder(last):
             return
-        from training.checkpoint import load_checkpoint
-
-        model, _ = load_checkpoint(last / "checkpoint")
+        model, meta = load_checkpoint(last / "checkpoint")
         if model.config != self.model.config:
             raise CheckpointError(
                 f"{last}: its model is {model.config}, the run asks for {self.model.config}"
             )
+        key = "tokenizer_sha256"
+        if meta.get(key) != self.meta.get(key):
+            raise CheckpointError(f"{last}: was trained with another tokenizer ({key} differs)")
         self.model.load_state_dict(model.state_dict())
         values = load_state(last, self.optimisers)
-        self.step, self.elapsed = values["step"], values["elapsed"]
-        self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
-        self.resumed = True
+        try:
+            self.step, self.elapsed = values["step"], values["elapsed"]
+            self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
+            threads = values["threads"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{last}/state.json: {error!r}") from None
+        if threads != torch.get_num_threads():
+            _LOG.warning("the run was started with %d threads and goes on with %d: losses will "
+                         "differ in the last digits", threads, torch.get_num_threads())  # fmt: skip
 
 
+_LOG = logging.getLogger(__name__)
+_BOARD = ("loss", "rate", "gradient_norm", "tokens_per_s")
 _BAR = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}, {postfix}"
 
 
 def truncate_log(log: Path, step: int) -> None:
-    """Drop the lines after `step`, and a half-written last one: the resumed run writes them anew."""
+    """Drop the lines after `step` and a half-written last one: a resumed run writes them anew."""
     if not log.exists():
         return
     kept = []

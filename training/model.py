@@ -8,7 +8,8 @@ a loss on a part of the positions pays for that part only. The attention mask is
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -63,18 +64,17 @@ class ModelConfig:
             ("activation_function", ("gelu_new", "gelu_pytorch_tanh", None)),
             ("scale_attn_by_inverse_layer_idx", (False, None)),
             ("scale_attn_weights", (True, None)),
-            ("n_inner", (None, 4 * int(str(config.get("n_embd", 0))))),
+            ("tie_word_embeddings", (True, None)),
         ):
             if config.get(key) not in wanted:
                 raise ConfigError(f"config.json: {key} = {config.get(key)!r} is not supported")
-        try:
-            sizes = {k: int(str(config[v])) for k, v in _HF_SIZES.items()}
-        except KeyError as missing:
-            raise ConfigError(f"config.json: {missing} is missing") from None
+        sizes = {name: _integer(config, key) for name, key in _HF_SIZES.items()}
+        if config.get("n_inner") not in (None, 4 * sizes["width"]):
+            raise ConfigError(f"config.json: n_inner = {config['n_inner']!r} is not supported")
         return cls(
             **sizes,
-            dropout=float(str(config.get("resid_pdrop", 0.0))),
-            epsilon=float(str(config.get("layer_norm_epsilon", 1e-5))),
+            dropout=_number(config, "resid_pdrop", 0.0),
+            epsilon=_number(config, "layer_norm_epsilon", 1e-5),
         )
 
 
@@ -82,6 +82,23 @@ _HF_SIZES = {
     "vocabulary": "vocab_size", "layers": "n_layer", "width": "n_embd", "heads": "n_head",
     "context": "n_positions",
 }  # fmt: skip
+
+
+def _integer(config: dict[str, object], key: str) -> int:
+    if key not in config:
+        raise ConfigError(f"config.json: {key} is missing")
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"config.json: {key} = {value!r}: must be a whole number")
+    return value
+
+
+def _number(config: dict[str, object], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"config.json: {key} = {value!r}: must be a number")
+    return float(value)
+
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"layers": 2, "width": 64, "heads": 2, "context": 128},
@@ -130,9 +147,25 @@ class Attention(nn.Module):
         if past is not None:
             k = torch.cat((past[0].to(k.dtype), k), dim=2)
             v = torch.cat((past[1].to(v.dtype), v), dim=2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        y = attend(q, k, v, mask, causal)
         y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
         return F.dropout(y, self.dropout, self.training), (k, v)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Scaled dot-product attention; all (batch, heads, time, head).
+
+    On a CPU the fused kernel's backward takes four times as long as plain products for rows of 30
+    tokens (docs/LOG.md), so training there uses the products.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # (batch, heads, time, time)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class MLP(nn.Module):
@@ -199,7 +232,6 @@ class GPT(nn.Module):
         lengths: Tensor | None = None,
         prefix: Tensor | None = None,
         past: Cache | None = None,
-        positions: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Hidden states (batch, time, width) after the last LayerNorm, and the cache.
 
@@ -213,13 +245,13 @@ class GPT(nn.Module):
             raise ConfigError(
                 f"{start + time} tokens exceed the model's context of {self.config.context}"
             )
-        if positions is None:
-            positions = torch.arange(start, start + time, device=ids.device)
+        positions = torch.arange(start, start + time, device=ids.device)
         x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.dropout, self.training)
         allowed = attention_mask(mask, time, start, lengths, prefix, ids.device)
         presents: Cache = []
-        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        blocks: Iterable[nn.Module] = self.transformer["h"]  # type: ignore[assignment]
+        for i, block in enumerate(blocks):
             x, present = block(x, allowed, allowed is None, past[i] if past is not None else None)
             presents.append(present)
         return self.transformer["ln_f"](x), presents
@@ -240,7 +272,7 @@ def attention_mask(
     prefix: Tensor | None,
     device: torch.device,
 ) -> Tensor | None:
-    """Who may look at whom: (batch or 1, 1, time, start + time) of bool; None means plain causal."""
+    """Who may look at whom: bool (batch or 1, 1, time, start + time); None means plain causal."""
     if mode == "causal" and start == 0:
         return None  # right padding is never seen by what comes before it
     keys = torch.arange(start + time, device=device)
@@ -259,7 +291,3 @@ def attention_mask(
     else:
         raise ConfigError(f"mask = {mode!r}: must be causal, prefix or full")
     return (seen | torch.eye(time, start + time, device=device, dtype=torch.bool))[:, None]
-
-
-def describe(config: ModelConfig) -> dict[str, object]:
-    return asdict(config)

@@ -16,6 +16,15 @@ from torch import Tensor
 BLOCK = 512  # positions whose logits exist at one time: 32 MB at 16k entries
 
 
+def _block_loss(scores: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Of scores (block, vocabulary) and targets (block, 1): summed loss, and log of each sum."""
+    log_sum = scores.logsumexp(dim=1)
+    loss = log_sum - (1 - smoothing) * scores.gather(1, targets).squeeze(1)
+    if smoothing:
+        loss = loss - smoothing * scores.mean(dim=1)
+    return loss.sum(), log_sum
+
+
 class _FusedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float,
@@ -28,16 +37,12 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             h = hidden[start : start + BLOCK].to(dtype)
             y = targets[start : start + BLOCK, None]
             scores = (h @ narrow.t()).float()  # (block, vocabulary)
-            log_sum = scores.logsumexp(dim=1)
-            picked = scores.gather(1, y).squeeze(1)
-            loss = log_sum - (1 - smoothing) * picked
-            if smoothing:
-                loss = loss - smoothing * scores.mean(dim=1)
-            total += loss.sum()
+            loss, log_sum = _block_loss(scores, y, smoothing)
+            total += loss
             grad = scores.sub_(log_sum[:, None]).exp_()
             if smoothing:
                 grad -= smoothing / entries
-            grad.scatter_add_(1, y, torch.full_like(picked, smoothing - 1.0)[:, None])
+            grad.scatter_add_(1, y, torch.full_like(log_sum, smoothing - 1.0)[:, None])
             narrow_grad = grad.to(dtype)
             hidden_grad[start : start + BLOCK] = (narrow_grad @ narrow).to(hidden.dtype)
             weight_grad += (narrow_grad.t() @ h).float()
@@ -47,7 +52,8 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0].to(hidden_grad.dtype), weight_grad * grads[0], None, None, None
+        scale = grads[0]
+        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None, None
 
 
 def cross_entropy_sum(
@@ -58,7 +64,17 @@ def cross_entropy_sum(
 
     hidden (n, width), weight (vocabulary, width), targets (n,); products are taken in `dtype`.
     """
-    return _FusedLinearCrossEntropy.apply(hidden, weight, targets, smoothing, dtype)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():  # a third of the work
+        sums = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden.shape[0], BLOCK):
+            h, y = hidden[start : start + BLOCK], targets[start : start + BLOCK]
+            scores = (h.to(dtype) @ weight.to(dtype).t()).float()
+            sums += _block_loss(scores, y[:, None], smoothing)[0]
+        return sums
+    total: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, smoothing, dtype
+    )
+    return total
 
 
 def plain_cross_entropy_sum(

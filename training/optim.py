@@ -16,7 +16,9 @@ from training.config import OptimiserConfig
 
 def build_optimisers(model: nn.Module, config: OptimiserConfig) -> dict[str, torch.optim.Optimizer]:
     """Optimisers by name; decay acts on matrices only. Each group keeps its peak as `peak`."""
-    hidden, matrices, vectors = [], [], []
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = ".h." in name and parameter.ndim == 2
         (hidden if inner else matrices if parameter.ndim == 2 else vectors).append(parameter)

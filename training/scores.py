@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from training.corpus import read_lines
 from training.errors import CorpusError

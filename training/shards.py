@@ -57,11 +57,26 @@ class Shard:
         return np.diff(self.offsets)
 
 
+class Side:
+    """One language of a shard of pairs, read like a shard of text."""
+
+    def __init__(self, shard: Shard, side: int) -> None:
+        self.shard, self.side = shard, side
+        self.lengths = shard.lengths[side::2]
+
+    def __len__(self) -> int:
+        return len(self.shard) // 2
+
+    def __getitem__(self, index: int) -> NDArray[np.uint16]:
+        return self.shard[2 * index + self.side]
+
+
 def write_shard(
     path: Path, source: Source, sequences: Iterable[Sequence[int]], tokenizer_sha256: str
 ) -> Shard:
     """Write a shard; the header goes last, so an interrupted one is never taken for whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
     offsets = [0]
     with path.with_suffix(".bin").open("wb") as file:
         for ids in sequences:
@@ -98,7 +113,8 @@ def prepare(
 
     About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source.
     """
-    train, valid = [], []
+    train: list[Shard] = []
+    valid: list[Shard] = []
     for source in sources:
         paired = len(source.languages) == 2
         kept: list[str] = []

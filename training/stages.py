@@ -7,23 +7,34 @@ learns from, and hands all to the loop.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from hashlib import file_digest
 from hashlib import sha256 as hash256
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from training.batches import PairRows, Stream, Tags, TextRows
-from training.checkpoint import commit, load_checkpoint
-from training.config import RunConfig
-from training.corpus import NAMES, Cleaner, LeakCheck, Source, find_sources, weight_of
-from training.errors import ConfigError
+from training.checkpoint import commit, load_checkpoint, recover_folder
+from training.config import RunConfig, differences
+from training.corpus import (
+    NAMES,
+    RULES,
+    Cleaner,
+    LeakCheck,
+    Source,
+    find_sources,
+    first_match,
+    weight_of,
+)
+from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import flat, losses, token_bytes, valid_batches
 from training.loop import Run, autocast
 from training.model import GPT, preset
-from training.shards import Shard, prepare
-from training.tokenizer import GENERATE, TRANSLATE, Tokenizer, load_tokenizer, sha256
+from training.shards import Shard, Side, prepare
+from training.tokenizer import GENERATE, TRANSLATE, load_tokenizer, sha256
 
 
 def start(
@@ -55,25 +66,41 @@ def shards_of(
     config: RunConfig, sources: list[Source], tokenizer: Tokenizer, digest: str, folder: Path,
     test_folders: list[Path],
 ) -> tuple[list[Shard], list[Shard]]:  # fmt: skip
-    """The run's shards, made once; made anew when data, tokenizer or test sets differ."""
+    """The run's shards, made once; made anew when data, tokenizer or test sets differ.
+
+    Raises CorpusError when they differ and the run has steps behind it.
+    """
     described = [
-        digest, config.data.valid_examples, [str(t) for t in test_folders],
-        [[s.key, *((str(p), p.stat().st_size) for p in s.paths)] for s in sources],
+        RULES, digest, config.data.valid_examples,
+        [_digest(p) for t in test_folders for p in sorted(t.rglob("*")) if p.is_file()],
+        [[s.key, *(_digest(p) for p in s.paths)] for s in sources],
     ]  # fmt: skip
     mark = hash256(json.dumps(described).encode()).hexdigest()
     data = folder / "shards"
     done = data / "done"
-    if done.exists() and done.read_text() == mark:
+    before = done.read_text(encoding="utf-8") if done.exists() else ""
+    if before == mark:
         stems = [data / s.key.replace("/", "_") for s in sources]
         return tuple(  # type: ignore[return-value]
             [Shard(s.with_name(f"{s.name}.{part}.bin")) for s in stems]
             for part in ("train", "valid")
         )
+    if before and (folder / "last").exists():
+        raise CorpusError(
+            f"{folder}: corpus, test sets or tokenizer are not those the run was started with; "
+            "use another folder for another run"
+        )
+    done.unlink(missing_ok=True)  # from here on the folder is of no use until it is whole
     cleaner = Cleaner(LeakCheck.of_folders(test_folders))
     made = prepare(sources, tokenizer, digest, cleaner, data, config.data.valid_examples)
     (folder / "corpus.txt").write_text(cleaner.report.table() + "\n", encoding="utf-8")
-    done.write_text(mark)
+    done.write_text(mark, encoding="utf-8")
     return made
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "blake2b").hexdigest()
 
 
 def _streams(
@@ -88,35 +115,48 @@ def _streams(
     )  # fmt: skip
     paired = [i for i, s in enumerate(train) if len(s.header.languages) == 2]
     pairs = held_pairs = text = None
+    length = data.max_tokens
     if config.stage == "finetune":
-        pairs = PairRows([train[i] for i in paired], [weights[i] for i in paired], tags,
-                         data.max_tokens)  # fmt: skip
-        held_pairs = PairRows([valid[i] for i in paired], [1.0] * len(paired), tags, data.max_tokens)
+        pairs = PairRows([train[i] for i in paired], [weights[i] for i in paired], tags, length)
+        held_pairs = PairRows([valid[i] for i in paired], [1.0] * len(paired), tags, length)
     if config.stage == "pretrain" or data.text_share:
-        text = TextRows(train, weights, tags.end, data.max_tokens)
+        text = TextRows(train, weights, tags.end, length)
     held_text = {}
     for code in data.languages if text else ():
-        mine = [s for s in valid if s.header.languages == (code,) and len(s)]
-        if mine:
-            held_text[code] = TextRows(mine, [1.0] * len(mine), tags.end, data.max_tokens)
+        mine = _text_in(code, valid)
+        held_text[code] = TextRows(mine, [1.0] * len(mine), tags.end, length)
     micro = max(1, config.batch_tokens // config.accumulate)
     held = valid_batches(held_pairs, held_text, micro, data.valid_examples)
     return Stream(pairs, text, micro, config.seed, data.text_share), held
 
 
+def _text_in(language: str, shards: list[Shard]) -> list[Shard | Side]:
+    """Running text in a language; where there is none, that side of the pairs."""
+    text: list[Shard | Side] = [s for s in shards if s.header.languages == (language,) and len(s)]
+    return text or [
+        Side(s, s.header.languages.index(language)) for s in shards
+        if len(s.header.languages) == 2 and language in s.header.languages
+    ]  # fmt: skip
+
+
 def _model(config: RunConfig, tokenizer: Tokenizer, init: Path | None, device: torch.device) -> GPT:
     torch.manual_seed(config.seed)
     entries = tokenizer.get_vocab_size()
+    wanted = preset(config.model, entries, dropout=config.dropout)
+    if config.data.max_tokens > wanted.context:
+        raise ConfigError(
+            f"data.max_tokens = {config.data.max_tokens}: the context of model = "
+            f"{config.model!r} is {wanted.context}"
+        )
     if init is None:
-        return GPT(preset(config.model, entries, dropout=config.dropout)).to(device)
+        return GPT(wanted).to(device)
     model, _ = load_checkpoint(init)
     if model.config.vocabulary != entries:
         raise ConfigError(
             f"init {init}: {model.config.vocabulary} entries, the tokenizer has {entries}"
         )
-    wanted = preset(config.model, entries, dropout=config.dropout)
     fresh = GPT(wanted)
-    if {**asdict(model.config), "dropout": 0} != {**asdict(wanted), "dropout": 0}:
+    if replace(model.config, dropout=config.dropout) != wanted:
         raise ConfigError(f"init {init}: is {model.config}, the recipe's model is {wanted}")
     fresh.load_state_dict(model.state_dict())
     return fresh.to(device)
@@ -127,35 +167,43 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device = {name!r}: no CUDA device is at hand")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device = {name!r}: must be auto, cpu or cuda") from None
 
 
 def _remember(folder: Path, config: RunConfig) -> None:
     """Keep the recipe beside the run; a resumed run must have the same one."""
     file = folder / "config.json"
-    values = json.loads(json.dumps(asdict(config)))
-    if file.exists() and (folder / "last").exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for key in sorted(before.keys() | values.keys()):
-            if before.get(key) != values.get(key):
-                raise ConfigError(
-                    f"{folder}: was started with {key} = {before.get(key)!r}, "
-                    f"now {values.get(key)!r}; use another folder for another run"
-                )
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if recover_folder(folder / "last"):
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: {error}") from None
+        for key, then, now in differences(before, config):
+            raise ConfigError(
+                f"{folder}: was started with {key} = {then!r}, now {now!r}; "
+                "use another folder for another run"
+            )
+        return
+    file.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def _meta(config: RunConfig, sources: list[Source], digest: str) -> dict[str, Any]:
-    pairs = sorted({s.languages for s in sources if len(s.languages) == 2})
+    both = {s.languages for s in sources if len(s.languages) == 2}
+    pairs = sorted(both | {(b, a) for a, b in both})
     translates = config.stage == "finetune"
     return {
         "format_version": 1,
         "stage": config.stage,
         "mask": config.mask,
         "languages": {code: NAMES.get(code, code) for code in config.data.languages},
-        "pairs": [list(p) for a, b in pairs for p in ((a, b), (b, a))] if translates else [],
+        "pairs": [list(p) for p in pairs] if translates else [],
         "templates": {"generate": GENERATE, **({"translate": TRANSLATE} if translates else {})},
-        "corpora": [{"name": s.key, "licence": ""} for s in sources],
+        "corpora": [
+            {"name": s.key, "licence": first_match(s, config.data.licences, "")} for s in sources
+        ],
         "config": json.loads(json.dumps(asdict(config))),
         "commit": commit(),
         "tokenizer_sha256": digest,

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -107,7 +108,9 @@ class LanguageReport:
     round_trip: bool
 
 
-def report(tokenizer: Tokenizer, lines: dict[str, list[str]]) -> list[LanguageReport]:
+def report(
+    tokenizer: Tokenizer, lines: dict[str, list[str]], aligned: bool = True
+) -> list[LanguageReport]:
     """One row a language. `premium` compares parallel lines and is NaN without aligned English."""
     totals = {code: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
               for code, texts in lines.items()}  # fmt: skip
@@ -115,17 +118,17 @@ def report(tokenizer: Tokenizer, lines: dict[str, list[str]]) -> list[LanguageRe
     for code, texts in lines.items():
         if not totals[code]:
             raise CorpusError(f"no text to measure the tokenizer on in {code}")
-        parallel = "en" in lines and len(lines["en"]) == len(texts)
+        parallel = aligned and "en" in lines and len(lines["en"]) == len(texts)
         same = all(
             tokenizer.decode(tokenizer.encode(t, add_special_tokens=False).ids,
-                             skip_special_tokens=False) == t for t in texts
+                             skip_special_tokens=False) == normalize("NFC", t) for t in texts
         )  # fmt: skip
         rows.append(
             LanguageReport(
                 code,
                 sum(len(t.encode()) for t in texts) / totals[code],
                 totals[code] / sum(len(t) for t in texts),
-                totals[code] / sum(len(t.split()) for t in texts),
+                totals[code] / max(1, sum(len(t.split()) for t in texts)),
                 totals[code] / totals["en"] if parallel else float("nan"),
                 same,
             )
