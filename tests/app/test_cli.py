@@ -55,17 +55,17 @@ def test_lines_give_lines(
     run: Run, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.commands.local._LINES", 4)
-    lines = [*sentences, "", "42", "  "] * 2
+    lines = [*sentences[::2], "", "42", "  "] * 2
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     code, out = run("translate", "--target", "en", "--source", "auto", "--file", str(path))
     answers = out.split("\n")
     assert code == 0 and len(answers) == len(lines) + 1 and answers.pop() == ""
-    assert answers[:3] == sentences[:3]  # English already
-    assert answers[12:15] == ["", "42", "  "]
-    assert answers[15:30] == answers[:15]  # batches do not matter
-    piped = run("translate", "--target", "en", stdin="\n".join(lines[:15]).encode())
-    assert piped[1].split("\n")[:14] == answers[:14]
+    assert answers[:2] == sentences[:3:2]  # English already
+    assert answers[6:9] == ["", "42", "  "]
+    assert answers[9:] == answers[:9]  # batches do not matter
+    piped = run("translate", "--target", "en", stdin="\n".join(lines[:9]).encode())
+    assert piped[1].split("\n")[:9] == answers[:9]
 
 
 def test_a_prompt_is_continued(run: Run) -> None:

@@ -150,7 +150,7 @@ def test_routes_and_methods(client: httpx.Client) -> None:
 
 STRANGE = [
     "\x00", "a\x00b", "\ufeff", "مرحبا بالعالم", "😀🇩🇪👩\u200d👩\u200d👧" * 20, "\u200b" * 50,
-    "\u202egnirts\u202c", "e" + "\u0301" * 300, "<|endoftext|>", "<b>bold</b>", "x" * 3000,
+    "\u202egnirts\u202c", "e" + "\u0301" * 300, "<|endoftext|>", "<b>bold</b>", "x" * 1000,
     "\n" * 500, "。" * 500, ". " * 400, "\ufffd\uffff", "𝕳𝖊𝖑𝖑𝖔", "ﷺ" * 10, "{{name}} %s %1$d",
 ]  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_64_parallel_requests_equal_the_same_one_by_one(server: Any, sentences: 
         if i % 3 == 0:
             return "/v1/translate", {"text": text, "target": "fr" if i % 2 else "zh"}
         sampling = {"temperature": 0.9, "top_k": 40, "seed": i} if i % 3 == 1 else {}
-        return "/v1/generate", {"prompt": text[:20], "max_tokens": 48, **sampling}
+        return "/v1/generate", {"prompt": text[:20], "max_tokens": 32, **sampling}
 
     def ask(i: int) -> Any:
         path, request = body(i)
