@@ -33,7 +33,7 @@ NEAR_TIE: Final = 1e-3  # a top-2 gap below which either of two tokens may be ca
 CACHE_RELATIVE: Final = {"fp32": 1e-4, "int8": 0.1, "fp16": 0.02}
 DRIFT: Final = 0.2  # root mean square of the logits' error over that of the logits, both centred
 BLEU_LOSS: Final = 0.3
-MIN_SENTENCES, SENTENCES = 1000, 2000  # needed, and taken where there are as many
+MIN_SENTENCES, SENTENCES = 1000, 1200  # needed, and taken where there are as many
 BITS_LOSS: Final = 0.01
 
 SAMPLE: Final = (
@@ -260,7 +260,7 @@ def check_bleu(bundle: Bundle, reference: Bundle, folder: Path) -> Facts:
 
     served = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
     sizes = [len(test.sources) for test in select(folder, served)]
-    limits = range(50, max(sizes) + 50, 50)
+    limits = range(10, max(sizes) + 10, 10)
     limit = next((n for n in limits if _total(sizes, n) >= SENTENCES), max(sizes))
     if (total := _total(sizes, limit)) < MIN_SENTENCES:
         raise VerificationFailed(f"number of sentences in {str(folder)!r}", total, MIN_SENTENCES)
