@@ -1,0 +1,39 @@
+# Two commands a newcomer needs: `make serve` and `make test`. CI calls the same targets.
+PYTHON ?= python3
+PORT ?= 8000
+SERVE := .venv
+DEV := .venv-dev
+OUT ?= build/demo
+
+.PHONY: serve test check demo bench clean
+
+serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
+	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
+
+test: $(DEV)/.ready  ## install what tests need and run them, on the CPU
+	$(DEV)/bin/python -m pytest -q
+
+check: $(DEV)/.ready  ## lint and types
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy app export
+	$(DEV)/bin/mypy --no-strict-optional --allow-untyped-calls training gpt2_mt
+
+demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in under 3 minutes
+	$(DEV)/bin/python benchmarks/demo.py $(OUT)
+
+$(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: make serve PYTHON=python3.12")'
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/pip install --quiet --requirement docker/requirements-serve.txt
+	$(SERVE)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: make test PYTHON=python3.12")'
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install --quiet --requirement docker/requirements-dev.txt
+	$(DEV)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(SERVE) $(DEV) build .mypy_cache .ruff_cache .pytest_cache
