@@ -181,7 +181,9 @@ def restore_checkpoint(
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         shutil.copyfile(opened.tokenizer_path, folder / TOKENIZER)
         end = manifest.tokens.end
-        _write_json(folder / "config.json", _hf_config(manifest, _epsilon(model)))
+        inner = tensors["transformer.h.0.mlp.c_fc.bias"].size
+        config = _hf_config(manifest, inner, _epsilon(model))
+        _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
         _write_json(folder / "meta.json", _meta(manifest))
         load_checkpoint(folder)  # what is written can be read
@@ -196,7 +198,7 @@ def _epsilon(model: onnx.ModelProto) -> float:
     return 1e-5
 
 
-def _hf_config(manifest: Manifest, epsilon: float) -> dict[str, Any]:
+def _hf_config(manifest: Manifest, inner: int, epsilon: float) -> dict[str, Any]:
     model, end = manifest.model, manifest.tokens.end
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -206,6 +208,7 @@ def _hf_config(manifest: Manifest, epsilon: float) -> dict[str, Any]:
         "n_embd": model.width,
         "n_layer": model.layers,
         "n_head": model.heads,
+        "n_inner": inner,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": epsilon,
         "tie_word_embeddings": True,

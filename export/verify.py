@@ -69,7 +69,7 @@ def verify_bundle(
         facts |= check_company(bundle, prompts)
         if reference is not bundle:
             facts |= check_drift(bundle, reference, prompts)
-            if testset is not None:
+            if testset is not None and bundle.manifest.pairs:
                 facts |= check_bleu(bundle, reference, Path(testset))
             else:
                 facts |= check_bits(bundle, reference, texts)

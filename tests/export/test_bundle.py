@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from app.bundle import Bundle, ScoreEntry
 from app.engine.session import OnnxDecoder
@@ -35,6 +37,34 @@ def test_manifest_says_what_the_checkpoint_said(random_checkpoint: Path, tmp_pat
         "manifest.json", "model.onnx", "tokenizer.json"
     ]  # fmt: skip
     assert [p.name for p in target.parent.iterdir()] == ["name.of-it"]
+
+
+def test_a_pretrained_checkpoint_serves_generation_only(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(random_checkpoint, tmp_path / "c"))
+    meta = json.loads((copy / "meta.json").read_text())
+    del meta["templates"]["translate"], meta["pairs"]
+    (copy / "meta.json").write_text(json.dumps(meta | {"stage": "pretrain"}))
+    bundle = export_bundle(copy, tmp_path / "b", precision="int8", testset=tmp_path)
+    assert bundle.manifest.pairs == () and list(bundle.manifest.templates) == ["generate"]
+    assert "bits_per_byte" in bundle.manifest.verification
+    assert restore_checkpoint(bundle, tmp_path / "r").meta["pairs"] == []
+
+
+def test_another_inner_width_survives(random_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(random_checkpoint, tmp_path / "c"))
+    config = json.loads((copy / "config.json").read_text()) | {"n_inner": 128}
+    (copy / "config.json").write_text(json.dumps(config))
+    tensors = load_file(copy / "model.safetensors")
+    for name, value in tensors.items():
+        if ".c_fc." in name:
+            tensors[name] = np.ascontiguousarray(value[..., :128])
+        elif name.endswith("mlp.c_proj.weight"):
+            tensors[name] = np.ascontiguousarray(value[:128])
+    save_file(tensors, copy / "model.safetensors")
+    bundle = export_bundle(copy, tmp_path / "b", precision="fp32", verify=False)
+    assert restore_checkpoint(bundle, tmp_path / "r").dimensions.inner == 128
 
 
 def test_nothing_is_overwritten_unless_forced(random_checkpoint: Path, tmp_path: Path) -> None:
