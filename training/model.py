@@ -165,7 +165,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    mixed: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+    return mixed
 
 
 class MLP(nn.Module):
