@@ -5,7 +5,7 @@ SERVE := .venv
 DEV := .venv-dev
 OUT ?= build/demo
 
-.PHONY: serve test check demo bench clean
+.PHONY: serve test check demo clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -19,7 +19,14 @@ check: $(DEV)/.ready  ## lint and types
 	$(DEV)/bin/mypy --no-strict-optional --allow-untyped-calls training gpt2_mt
 
 demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in under 3 minutes
-	$(DEV)/bin/python benchmarks/demo.py $(OUT)
+	rm -rf $(OUT)
+	$(DEV)/bin/python -m tests.toy $(OUT)/corpus
+	$(DEV)/bin/gpt2-mt train tokenizer --corpus $(OUT)/corpus --languages en,zh,de,fr --vocabulary 768 --out $(OUT)/tokenizer
+	$(DEV)/bin/gpt2-mt train pretrain demo-pretrain --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --tokenizer $(OUT)/tokenizer/tokenizer.json --out $(OUT)/pretrain
+	$(DEV)/bin/gpt2-mt train finetune demo-finetune --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --tokenizer $(OUT)/tokenizer/tokenizer.json --init $(OUT)/pretrain/checkpoint --out $(OUT)/finetune
+	$(DEV)/bin/gpt2-mt export $(OUT)/finetune/checkpoint $(OUT)/bundle --precision int8 --testset $(OUT)/corpus/tests
+	$(DEV)/bin/gpt2-mt evaluate $(OUT)/bundle $(OUT)/corpus/tests
+	$(DEV)/bin/gpt2-mt translate --bundle $(OUT)/bundle --source en --target de 'The doctor sells some bread today.'
 
 $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: make serve PYTHON=python3.12")'
