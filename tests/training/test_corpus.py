@@ -1,0 +1,283 @@
+"""Reading a corpus folder: sources, cleaning rules, duplicates, leaks, and faults that are named."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from training.corpus import (
+    Cleaner,
+    LeakCheck,
+    Report,
+    Source,
+    fault_of_pair,
+    find_sources,
+    first_match,
+    normalise,
+    read_lines,
+    read_pairs,
+    skeleton,
+    weight_of,
+)
+from training.errors import CorpusError
+
+LONG_EN = "this old wooden bridge over the quiet river was built by my grandfather and his brothers"
+LONG_ZH = "这座横跨平静河流的古老木桥是我的祖父和他的兄弟们在很多年以前一起建造起来的"
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode() if isinstance(text, str) else text
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def tsv(folder: Path, text: str | bytes, name: str = "web.en-de.tsv") -> Source:
+    path = write(folder / name, text)
+    first, second = name.split(".")[1].split("-")
+    return Source(name.split(".")[0], (first, second), (path,))
+
+
+# -- finding sources
+
+
+def test_all_kinds_of_sources_are_found(tmp_path: Path) -> None:
+    for name in (
+        "web.en-de.tsv.gz", "sub/news.v2.en-zh.tsv", "aligned/train.en", "aligned/train.de.gz",
+        "aligned/train.fr", "aligned/valid.en", "mono/en/book.txt.gz", "mono/de/book.txt",
+        "mono/en/notes.md", "mono/en/deep/er.txt", "readme.txt", "web.en-ja.tsv",
+    ):  # fmt: skip
+        write(tmp_path / name, "")
+    found = {s.key: tuple(p.name for p in s.paths) for s in
+             find_sources(tmp_path, ["en", "de", "zh"])}  # fmt: skip
+    assert found == {
+        "web.en-de": ("web.en-de.tsv.gz",),
+        "news.v2.en-zh": ("news.v2.en-zh.tsv",),
+        "aligned.de-en": ("train.de.gz", "train.en"),
+        "mono/book.en": ("book.txt.gz",),
+        "mono/book.de": ("book.txt",),
+    }
+
+
+def test_a_list_file_chooses_and_mono_is_always_read(tmp_path: Path) -> None:
+    for name in ("train/a.en-de.tsv", "train/b.en-de.tsv", "c.en-de.tsv", "mono/en/m.txt",
+                 "train/set/train.en", "train/set/train.de"):  # fmt: skip
+        write(tmp_path / name, "")
+    write(tmp_path / "train/OPEN.txt", "a.en-de.tsv\n\nset/train.en\nset/train.de\n")
+    keys = [s.key for s in find_sources(tmp_path, ["en", "de"], "train/OPEN.txt")]
+    assert keys == ["mono/m.en", "a.en-de", "set.de-en"]
+    with pytest.raises(CorpusError, match="absent.txt"):
+        find_sources(tmp_path, ["en"], "absent.txt")
+
+
+def test_a_folder_without_sources_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.en-de.tsv", "")
+    with pytest.raises(CorpusError, match="nothing in the languages fr, zh"):
+        find_sources(tmp_path, ["zh", "fr"])
+    with pytest.raises(CorpusError, match="nowhere: no such folder"):
+        find_sources(tmp_path / "nowhere", ["en"])
+
+
+@pytest.mark.parametrize(
+    "names", [("a/w.en-de.tsv", "b/w.en-de.tsv"), ("w.en-de.tsv", "w.en-de.tsv.gz"),
+              ("mono/en/x.txt", "mono/en/x.txt.gz")],
+)  # fmt: skip
+def test_two_sources_of_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write(tmp_path / name, "")
+    with pytest.raises(CorpusError, match="two sources of the name") as caught:
+        find_sources(tmp_path, ["en", "de"])
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_the_first_glob_that_matches_counts() -> None:
+    web, text = Source("web_old", ("en", "zh"), ()), Source("mono/book", ("en",), ())
+    weights = {"web_*.en-zh": 2.0, "web_*": 0.5, "mono/*": 0.25}
+    assert weight_of(web, weights) == 2.0
+    assert weight_of(Source("web_old", ("en", "de"), ()), weights) == 0.5
+    assert weight_of(text, weights) == 0.25
+    assert weight_of(Source("other", ("en", "de"), ()), weights) == 0.0
+    assert first_match(web, {"*": "CC0"}, "") == "CC0" and first_match(web, {}, "none") == "none"
+
+
+# -- reading
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    text = "one\r\ntwo\x0bstill\u2028two\x85\n\nlast\rone"
+    expected = ["one", "two\x0bstill\u2028two\x85", "", "last\rone"]
+    assert list(read_lines(write(tmp_path / "a", text))) == expected
+    assert list(read_lines(write(tmp_path / "a.gz", text))) == expected
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.txt.gz"):
+        path = write(tmp_path / name, "eins\nzwei\nd\xfcrr\n".encode("latin-1"))
+        with pytest.raises(CorpusError, match=f"{name}, line 3: .*utf-8"):
+            list(read_lines(path))
+
+
+def test_broken_gzip_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f"line {i * 7919}\n" for i in range(5000)).encode())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2 : len(whole) // 2 + 40] = b"\xff" * 40
+    for name, data in (("cut", whole[:-100]), ("flipped", bytes(flipped)), ("plain", b"words\n")):
+        (tmp_path / f"{name}.gz").write_bytes(data)
+        with pytest.raises(CorpusError, match=f"{name}.gz"):
+            list(read_lines(tmp_path / f"{name}.gz"))
+    with pytest.raises(CorpusError, match=r"absent.gz: .*No such file"):
+        list(read_lines(tmp_path / "absent.gz"))
+
+
+def test_columns_beyond_the_second_are_ignored(tmp_path: Path) -> None:
+    assert list(read_pairs(tsv(tmp_path, "a\tb\textra\nc\td\n"))) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("name", ["web.en-de.tsv", "web.en-de.tsv.gz"])
+def test_a_line_without_a_tab_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CorpusError, match=f"{name}, line 2: no tab"):
+        list(read_pairs(tsv(tmp_path, "a\tb\nno tab here\nc\td\n", name)))
+
+
+def test_aligned_files_of_unlike_length_are_named(tmp_path: Path) -> None:
+    paths = (write(tmp_path / "train.de", "a\nb\n"), write(tmp_path / "train.en.gz", "a\nb\nc\n"))
+    with pytest.raises(CorpusError, match=r"train.de and train.en.gz: different numbers of lines"):
+        list(read_pairs(Source("x", ("de", "en"), paths)))
+
+
+# -- cleaning
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("  two \t words\u3000here ", "two words here"),
+        ("cafe\u0301", "café"),
+        ("a\x00b\x1bc\ufeffd\u200be", "a b c d e"),
+        ("\x7f \n", ""),
+        ("ｆｕｌｌ ½", "ｆｕｌｌ ½"),  # compatibility forms stay what they are
+    ],
+)
+def test_normalise(raw: str, clean: str) -> None:
+    assert normalise(raw) == clean
+
+
+def test_skeleton_keeps_letters_and_digits() -> None:
+    assert skeleton("Don't  STOP, 2½ Straße!") == skeleton("dont stop 21⁄2 strasse")
+    assert skeleton("。，！") == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "languages", "fault"),
+    [
+        ("a house", "ein Haus", ("en", "de"), None),
+        ("", "ein Haus", ("en", "de"), "empty"),
+        ("a house", "", ("en", "de"), "empty"),
+        ("Berlin", "Berlin", ("en", "de"), "identical"),
+        ("x" * 2000, "y" * 2000, ("en", "de"), None),
+        ("x" * 2001, "y" * 2000, ("en", "de"), "too long"),
+        ("ü" * 1001, "y" * 1500, ("de", "en"), "too long"),  # bytes count
+        ("x" * 60, "y" * 10, ("en", "de"), None),
+        ("x" * 61, "y" * 10, ("en", "de"), "length ratio"),
+        ("y" * 10, "x" * 61, ("en", "de"), "length ratio"),
+        ("a house", "一座房子", ("en", "zh"), None),
+        ("a house", "a casa", ("en", "zh"), "wrong script"),
+        ("一座房子", "ein Haus", ("en", "de"), "wrong script"),
+        ("the word 房子", "das Wort 房子", ("en", "de"), None),
+        ("一座房子 a house", "家があります", ("zh", "ja"), None),
+    ],
+)
+def test_each_rule_of_a_pair(
+    first: str, second: str, languages: tuple[str, str], fault: str | None
+) -> None:
+    assert fault_of_pair(first, second, languages) == fault
+
+
+def test_duplicates_are_dropped_over_all_sources_of_a_run(tmp_path: Path) -> None:
+    cleaner = Cleaner()
+    one = tsv(tmp_path, "a cat\teine Katze\na  cat\teine Katze\nA cat\teine Katze\n")
+    two = tsv(tmp_path, "eine Katze\ta cat\nein Hund\ta dog\n", "other.de-en.tsv")
+    assert list(cleaner.pairs(one)) == [("a cat", "eine Katze"), ("A cat", "eine Katze")]
+    assert list(cleaner.pairs(two)) == [("ein Hund", "a dog")]  # the other order is no other pair
+    assert cleaner.report.counts["web.en-de"] == {"kept": 2, "duplicate": 1}
+    assert cleaner.report.counts["other.de-en"] == {"kept": 1, "duplicate": 1}
+
+
+def test_the_same_text_in_another_language_pair_is_no_duplicate(tmp_path: Path) -> None:
+    cleaner = Cleaner()
+    list(cleaner.pairs(tsv(tmp_path, "no one\tpersonne\n", "a.en-fr.tsv")))
+    assert list(cleaner.pairs(tsv(tmp_path, "no one\tpersonne\n", "b.en-es.tsv")))
+
+
+# -- leaks
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fault"),
+    [
+        ("The OLD bridge, again!", "etwas anderes", "leak: sentence"),
+        ("something else", "die alte Brücke – wieder", "leak: sentence"),
+        ("yes", "ja", None),  # too short to say anything
+        (f"He said that {LONG_EN} .", "etwas anderes", "leak: n-gram"),
+        ("something else", f"Er sagte: {LONG_EN}", "leak: n-gram"),
+        (" ".join(LONG_EN.split()[:12]), "etwas anderes", None),
+        (" ".join(LONG_EN.split()[2:15]), "etwas anderes", "leak: n-gram"),
+        ("something else", f"他说，{LONG_ZH}！", "leak: n-gram"),
+        (f"听说{LONG_ZH[3:31]}吗", "etwas anderes", "leak: n-gram"),
+        (f"听说{LONG_ZH[3:28]}吗", "etwas anderes", None),
+    ],
+)
+def test_leaks_are_found_on_either_side(first: str, second: str, fault: str | None) -> None:
+    tests = ["The old bridge again.", "Die alte Brücke wieder", "Yes!", LONG_EN, LONG_ZH]
+    assert LeakCheck(tests).fault_of(first, second) == fault
+
+
+def test_no_test_sets_no_leaks() -> None:
+    assert LeakCheck().fault_of("", "anything") is None
+
+
+def test_leaks_are_checked_against_all_files_of_the_test_folders(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "set.en", "The first test sentence.\n")
+    write(tmp_path / "b" / "deep" / "set.de.gz", "Der zweite Testsatz.\n")
+    leaks = LeakCheck.of_folders([tmp_path / "a", tmp_path / "b"])
+    cleaner = Cleaner(leaks)
+    source = tsv(
+        tmp_path,
+        "the first test sentence\tein Satz\none more sentence\tnoch ein Satz\n"
+        "the second one\tDer zweite Testsatz!\n",
+    )
+    assert list(cleaner.pairs(source)) == [("one more sentence", "noch ein Satz")]
+    assert cleaner.report.counts["web.en-de"] == {"kept": 1, "leak: sentence": 2}
+    text = Source("mono/x", ("en",), (write(tmp_path / "x.txt", "First.\nTHE first test sentence\n"),))
+    assert list(cleaner.documents(text)) == ["First."]
+
+
+# -- running text
+
+
+def test_documents_are_blocks_between_blank_lines(tmp_path: Path) -> None:
+    text = "\n\none\ntwo\n  \nthree\n\none\nfour\n\nthree\n" + "\n".join(f"p{i}" for i in range(5))
+    cleaner = Cleaner()
+    source = Source("mono/x", ("en",), (write(tmp_path / "x.txt", text),))
+    assert list(cleaner.documents(source, paragraphs=3)) == [
+        "one\ntwo", "three", "four", "p0\np1\np2", "p3\np4",
+    ]  # fmt: skip
+    assert cleaner.report.counts["mono/x.en"] == {"kept": 9, "duplicate": 2}
+
+
+def test_the_report_adds_up() -> None:
+    report = Report()
+    for source, reason, count in (("b", "kept", 3), ("a", "kept", 10), ("a", "leak: n-gram", 2),
+                                  ("a", "empty", 1)):  # fmt: skip
+        for _ in range(count):
+            report.add(source, reason)
+    rows = [line.split("  ") for line in report.table().splitlines()]
+    cells = [[c.strip() for c in row if c.strip()] for row in rows]
+    assert cells == [
+        ["source", "read", "kept", "empty", "leak: n-gram"],
+        ["a", "13", "10", "1", "2"],
+        ["b", "3", "3", "0", "0"],
+    ]
+    assert len({len(line) for line in report.table().splitlines()}) == 1
