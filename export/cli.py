@@ -61,7 +61,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "evaluate",
         help="translate and score test sets with a bundle or a checkpoint",
         description="Translate a folder of test sets greedily and score every direction\n"
-        "(sacreBLEU's BLEU and chrF). A bundle needs no torch, a checkpoint does.",
+        "(sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets' lines (the\n"
+        "first 100 of each) in each language. A bundle needs no torch, a checkpoint does.",
         epilog=_EVALUATE_EXAMPLE,
         formatter_class=raw,
     )
@@ -101,14 +102,17 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, open_translator, select
+    from export.evaluate import evaluate, evaluate_text, open_translator, select
+    from export.likelihood import table as text_table
     from training.scores import table
 
     opened, served = open_translator(args.model, args.batch)
-    tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
-    with opened as translate:
-        rows = evaluate(translate, tests, out=args.out, progress=_progress)
-    _say(table(rows))
+    if served or args.pairs:  # a model that was only pretrained does not translate
+        tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
+        with opened as translate:
+            rows = evaluate(translate, tests, out=args.out, progress=_progress)
+        _say(table(rows) + "\n")
+    _say(text_table(evaluate_text(args.model, args.testdir, args.sets, args.limit, args.out)))
     return 0
 
 

@@ -23,6 +23,7 @@ from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
 from app.text.tokenizer import TextTokenizer
 from export.errors import ExportError
+from export.likelihood import TextLoss, measure_of
 
 if TYPE_CHECKING:
     from training.scores import Scores, TestSet
@@ -156,6 +157,36 @@ def evaluate(
     return rows
 
 
+def evaluate_text(
+    model: str | Path, folder: Path, sets: Sequence[str] = (), limit: int | None = None,
+    out: Path | None = None,
+) -> dict[str, TextLoss]:  # fmt: skip
+    """Perplexity and bits per byte of the test sets' lines in each of the model's languages."""
+    from training.scores import lines_of
+
+    lines = lines_of(folder, languages_of(Path(model)), sets, limit or 100)
+    measure = measure_of(model)
+    losses = {language: measure(texts) for language, texts in lines.items()}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        data = {
+            code: {**loss._asdict(), "perplexity": loss.perplexity, "bits_per_byte": loss.per_byte}
+            for code, loss in losses.items()
+        }
+        (out / "languages.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return losses
+
+
+def languages_of(folder: Path) -> list[str]:
+    """The languages of a bundle or a checkpoint."""
+    if (folder / MANIFEST).is_file():
+        return list(Bundle.open(folder).manifest.languages)
+    if not (folder / "meta.json").is_file():
+        raise ExportError(f"{str(folder)!r} is neither a bundle nor a checkpoint")
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return list(meta.get("languages", {}))
+
+
 def open_translator(
     model: str | Path, batch: int
 ) -> tuple[AbstractContextManager[Translate], set[str]]:
@@ -212,7 +243,7 @@ def _write_hypotheses(out: Path, test: TestSet, results: Sequence[tuple[str, str
 
 
 def _write_results(out: Path, rows: Sequence[Scores]) -> None:
-    data = {
+    data: dict[str, object] = {
         "scores": [entry.model_dump() for row in rows for entry in entries(row)],
         "rows": [row.as_dict() for row in rows],
     }

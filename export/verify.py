@@ -8,7 +8,6 @@ measured, for the manifest; `VerificationFailed` names the first that is out of 
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from app.engine.session import OnnxDecoder
 from app.text.tokenizer import TextTokenizer
 from export.checkpoint import Checkpoint
 from export.errors import VerificationFailed
+from export.likelihood import bundle_loss
 
 Facts = dict[str, float | int | str | None]
 Logits = NDArray[np.float32]
@@ -217,30 +217,7 @@ def check_drift(bundle: Bundle, reference: Bundle, prompts: Sequence[list[int]])
 
 
 def bits_per_byte(bundle: Bundle, texts: Sequence[str]) -> float:
-    """Bits that the model needs per byte of the texts, read token by token through the cache."""
-    tokenizer, bits, size = TextTokenizer.of(bundle), 0.0, 0
-    context, end = bundle.manifest.limits.context, bundle.manifest.tokens.end
-    decoder = OnnxDecoder(bundle, slots=ROWS)
-    rows = [[end, *tokenizer.encode(text, param="texts"), end][:context] for text in texts]
-    for group in batched(sorted(rows, key=len, reverse=True)):
-        logits = decoder.prefill(0, [row[:1] for row in group])
-        for at in range(1, len(group[0])):
-            running = [row for row in group if len(row) > at]  # sorted: always the first ones
-            for row, one in zip(running, logits, strict=False):
-                bits += _surprise(one, row[at])
-            tokens = np.array([row[at] for row in running], np.int64)
-            if at + 1 < len(group[0]):
-                logits = decoder.decode(tokens, np.full(len(running), at, np.int32))
-    for text, row in zip(texts, rows, strict=True):
-        whole = len(row) < context
-        size += len(text.encode()) if whole else len(tokenizer.decode(row[1:]).encode())
-    return bits / max(1, size)
-
-
-def _surprise(logits: Logits, token: int) -> float:
-    """-log2 of the token's probability."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return float(np.log(np.exp(shifted).sum()) - shifted[token]) / math.log(2)
+    return bundle_loss(bundle, texts).per_byte
 
 
 def check_bits(bundle: Bundle, reference: Bundle, texts: Sequence[str]) -> Facts:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from training.batches import IGNORED, Batch, PairRows, TextRows
@@ -33,6 +34,7 @@ def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
     return sizes
 
 
+@torch.inference_mode()
 def losses(
     model: GPT, batches: Iterable[Batch], sizes: torch.Tensor, mask: MaskMode, dtype: torch.dtype
 ) -> dict[str, dict[str, float]]:
@@ -138,3 +140,31 @@ def checkpoint_translator(folder: Path, batch: int = 64, threads: int = 0) -> Tr
         return results
 
     return translate
+
+
+def checkpoint_text_loss(folder: Path) -> Callable[[Sequence[str]], tuple[float, int, int]]:
+    """A measure of lines, each read as one document: bits, tokens and bytes in all.
+
+    A line and its two end tokens are cut at the context, in tokens and bytes alike.
+    """
+    from training.checkpoint import load_checkpoint
+    from training.tokenizer import load_tokenizer
+
+    model, _ = load_checkpoint(folder)
+    model.eval()
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    sizes = token_bytes(tokenizer)
+
+    @torch.inference_mode()
+    def measure(texts: Sequence[str]) -> tuple[float, int, int]:
+        nats, tokens, size = 0.0, 0, 0
+        for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+            row = torch.tensor([[0, *encoding.ids, 0][: model.config.context]])
+            row = row.to(model.device)
+            hidden, _ = model(row[:, :-1])
+            nats += float(F.cross_entropy(model.logits(hidden[0]), row[0, 1:], reduction="sum"))
+            tokens += row.shape[1] - 1
+            size += int(sizes[row[0, 1:].cpu()].sum())
+        return nats / math.log(2), tokens, size
+
+    return measure

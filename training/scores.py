@@ -89,8 +89,22 @@ def find_sets(
     return found
 
 
+def lines_of(
+    folder: Path, languages: Iterable[str], names: Sequence[str] = (), limit: int = 100
+) -> dict[str, list[str]]:
+    """By language the first `limit` lines of each set, every line once: for perplexity."""
+    lines: dict[str, dict[str, None]] = {}
+    for test in find_sets(folder, languages, names, limit):
+        lines.setdefault(test.source, {}).update(dict.fromkeys(test.sources))
+    return {language: list(of) for language, of in sorted(lines.items())}
+
+
 def score(test: TestSet, hypotheses: Sequence[tuple[str, str]]) -> Scores:
     """Scores of (text, finish reason) for each line of the set, in order."""
+    if len(hypotheses) != len(test.references):  # sacreBLEU would score the shorter part
+        raise ValueError(
+            f"{len(hypotheses)} outputs for {len(test.references)} lines of {test.name}"
+        )
     texts = [text for text, _ in hypotheses]
     bleu = BLEU(tokenize=_TOKENIZERS.get(test.target, "13a"))
     chrf = CHRF()

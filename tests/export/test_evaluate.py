@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from app.bundle import Bundle
 from export.errors import ExportError
-from export.evaluate import BundleTranslator, Result, open_translator, translate_lines
+from export.evaluate import (
+    BundleTranslator,
+    Result,
+    evaluate_text,
+    open_translator,
+    translate_lines,
+)
+from export.likelihood import measure_of, table
 
 LINES = ["Good morning.", "", "The train is late again, as ever, my friend.", "x", "7 cats"]
 
@@ -33,3 +43,24 @@ def test_a_line_that_does_not_fit_is_counted_not_fatal(fp32_bundle: Bundle) -> N
 def test_a_folder_that_is_no_model_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ExportError, match="neither"):
         open_translator(tmp_path_factory.mktemp("empty"), 4)
+
+
+def test_bundle_and_checkpoint_find_text_equally_probable(
+    fp32_bundle: Bundle, random_checkpoint: Path, sentences: list[str]
+) -> None:
+    texts = [*sentences, "a", "weather " * 200]  # the last is longer than the context
+    of_bundle, of_checkpoint = (measure_of(m)(texts) for m in (fp32_bundle.path, random_checkpoint))
+    assert of_bundle.tokens == of_checkpoint.tokens
+    assert of_bundle.bytes == of_checkpoint.bytes
+    assert of_bundle.bits == pytest.approx(of_checkpoint.bits, rel=1e-5)
+
+
+def test_text_is_measured_in_each_language(fp32_bundle: Bundle, tmp_path: Path) -> None:
+    for code, lines in {"en": "One.\nTwo.\nTwo.\n", "de": "Eins.\nZwei.\nDrei.\n"}.items():
+        (tmp_path / f"small.{code}").write_text(lines, encoding="utf-8")
+    losses = evaluate_text(fp32_bundle.path, tmp_path, out=tmp_path / "out")
+    assert {code: loss.bytes for code, loss in losses.items()} == {"en": 8, "de": 15}
+    assert losses["en"].perplexity > 1
+    saved = json.loads((tmp_path / "out" / "languages.json").read_text(encoding="utf-8"))
+    assert saved["de"]["bits_per_byte"] == pytest.approx(losses["de"].bits / 15)
+    assert table(losses).count("\n") == 3
