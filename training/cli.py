@@ -92,6 +92,8 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
     languages = named or list(data.languages if data else ())
     if not languages:
         raise ConfigError("--languages: give codes, or a --recipe that has them")
+    if arguments.megabytes <= 0:
+        raise ConfigError(f"--megabytes {arguments.megabytes}: must be above 0")
     sets = {stem: _aligned(stem, languages) for stem in arguments.report}
     sources = find_sources(arguments.corpus, languages, list_file)
     cleaner = Cleaner()
@@ -131,6 +133,8 @@ def train_stage(arguments: argparse.Namespace) -> int:
     from training.errors import ConfigError
     from training.stages import start
 
+    if arguments.threads < 0:
+        raise ConfigError(f"--threads {arguments.threads}: must be 0 (all cores) or more")
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
     config = load_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set))
     if config.stage != arguments.stage:

@@ -84,8 +84,19 @@ def read_lines(path: Path) -> Iterator[str]:
         raise CorpusError(f"{place}: {error}") from None
 
 
+def files_of(folders: Iterable[Path]) -> list[Path]:
+    """All files below the folders; raises CorpusError for one that is missing or has none."""
+    found: list[Path] = []
+    for folder in folders:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            raise CorpusError(f"{folder}: no such folder, or no file in it")
+        found += files
+    return found
+
+
 def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") -> list[Source]:
-    """All sources of a corpus folder in the wanted languages; raises CorpusError when none is."""
+    """All sources of a corpus folder in the wanted languages; each of them must have one."""
     wanted = set(languages)
     if not folder.is_dir():
         raise CorpusError(f"corpus {folder}: no such folder")
@@ -114,10 +125,16 @@ def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") ->
         for first, second in combinations(sorted(files), 2):
             found.append(Source(parent.name, (first, second), (files[first], files[second])))
     found = [s for s in found if wanted.issuperset(s.languages)]
-    if not found:
-        raise CorpusError(f"corpus {folder}: nothing in the languages {', '.join(sorted(wanted))}")
     _refuse_namesakes(found)
+    require_languages(found, wanted, f"corpus {folder}")
     return found
+
+
+def require_languages(sources: Iterable[Source], languages: Iterable[str], where: str) -> None:
+    """Raises CorpusError naming the languages that no source is in."""
+    missing = set(languages).difference(*(source.languages for source in sources))
+    if missing:
+        raise CorpusError(f"{where}: nothing in {', '.join(sorted(missing))}")
 
 
 def _refuse_namesakes(sources: Iterable[Source]) -> None:
@@ -192,13 +209,7 @@ class LeakCheck:
     @classmethod
     def of_folders(cls, folders: Iterable[Path]) -> LeakCheck:
         """All lines of all files of the folders, whatever their language."""
-        return cls(
-            line
-            for folder in folders
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-            for line in read_lines(path)
-        )
+        return cls(line for path in files_of(folders) for line in read_lines(path))
 
     def _runs(self, text: str) -> Iterator[int]:
         if _HAN.search(text):

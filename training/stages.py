@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from training.batches import PairRows, Stream, Tags, TextRows
+from training.batches import Batch, PairRows, Stream, Tags, TextRows
 from training.checkpoint import commit, load_checkpoint, recover_folder
 from training.config import RunConfig, differences
 from training.corpus import (
@@ -25,8 +25,10 @@ from training.corpus import (
     Cleaner,
     LeakCheck,
     Source,
+    files_of,
     find_sources,
     first_match,
+    require_languages,
     weight_of,
 )
 from training.errors import CheckpointError, ConfigError, CorpusError
@@ -34,7 +36,7 @@ from training.evaluate import flat, losses, token_bytes, valid_batches
 from training.loop import Run, autocast
 from training.model import GPT, preset
 from training.shards import Shard, Side, prepare
-from training.tokenizer import GENERATE, TRANSLATE, load_tokenizer, sha256
+from training.tokenizer import END, GENERATE, SEPARATOR, TRANSLATE, load_tokenizer, sha256
 
 
 def start(
@@ -46,13 +48,18 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     _remember(folder, config)
     tokenizer = load_tokenizer(tokenizer_file)
+    tags = _tags(config, tokenizer)
     model = _model(config, tokenizer, init, _device(device))
     sources = [s for s in find_sources(corpus, config.data.languages, config.data.list)
                if weight_of(s, config.data.weights) > 0]  # fmt: skip
+    paired = config.stage == "finetune"  # each language must then be in a pair
+    learnt = [s for s in sources if not paired or len(s.languages) == 2]
+    require_languages(learnt, config.data.languages, f"{'pairs' if paired else 'sources'} "
+                      f"with a weight above 0 in corpus {corpus}")  # fmt: skip
     digest = sha256(tokenizer_file)
     train, valid = shards_of(config, sources, tokenizer, digest, folder, test_folders or [])
     weights = [weight_of(s, config.data.weights) for s in sources]
-    stream, held = _streams(config, tokenizer, train, valid, weights)
+    stream, held = _streams(config, tags, train, valid, weights)
     sizes = token_bytes(tokenizer)
     _, dtype = autocast(config, model.device)
     run = Run(
@@ -72,7 +79,7 @@ def shards_of(
     """
     described = [
         RULES, digest, config.data.valid_examples,
-        [_digest(p) for t in test_folders for p in sorted(t.rglob("*")) if p.is_file()],
+        [_digest(path) for path in files_of(test_folders)],
         [[s.key, *(_digest(p) for p in s.paths)] for s in sources],
     ]  # fmt: skip
     mark = hash256(json.dumps(described).encode()).hexdigest()
@@ -103,16 +110,18 @@ def _digest(path: Path) -> str:
         return file_digest(file, "blake2b").hexdigest()
 
 
-def _streams(
-    config: RunConfig, tokenizer: Tokenizer, train: list[Shard], valid: list[Shard],
-    weights: list[float],
-) -> tuple[Stream, list[Any]]:  # fmt: skip
-    data = config.data
-    tags = Tags(
-        _id(tokenizer, "<|endoftext|>"), _id(tokenizer, "<|sep|>"),
-        {code: _id(tokenizer, f"<|src:{code}|>") for code in data.languages},
-        {code: _id(tokenizer, f"<|tgt:{code}|>") for code in data.languages},
+def _tags(config: RunConfig, tokenizer: Tokenizer) -> Tags:
+    return Tags(
+        _id(tokenizer, END), _id(tokenizer, SEPARATOR),
+        {code: _id(tokenizer, f"<|src:{code}|>") for code in config.data.languages},
+        {code: _id(tokenizer, f"<|tgt:{code}|>") for code in config.data.languages},
     )  # fmt: skip
+
+
+def _streams(
+    config: RunConfig, tags: Tags, train: list[Shard], valid: list[Shard], weights: list[float]
+) -> tuple[Stream, list[Batch]]:
+    data = config.data
     paired = [i for i, s in enumerate(train) if len(s.header.languages) == 2]
     pairs = held_pairs = text = None
     length = data.max_tokens

@@ -111,7 +111,9 @@ def test_batches_of_like_lengths_come_in_no_order_of_length(
     assert widths != sorted(widths) and len(set(widths)) > 10
 
 
-def test_a_row_is_tags_source_separator_target_end(pairs: PairRows, pair_shards: list[Shard]) -> None:
+def test_a_row_is_tags_source_separator_target_end(
+    pairs: PairRows, pair_shards: list[Shard]
+) -> None:
     source, target = pair_shards[0][6].tolist(), pair_shards[0][7].tolist()
     there, prompt = pairs.row(np.array([0, 3, 0]))
     assert there == [3, 6, *source, 2, *target, 0] and prompt == len(source) + 3
@@ -123,7 +125,8 @@ def test_targets_come_after_the_separator_only(pairs: PairRows, rng: np.random.G
     for group in pairs.batches(pairs.choose(rng), TOKENS)[:20]:
         batch = pairs.collate(group, "en-de")
         assert batch.tag == "en-de"
-        for example, prefix, (ids, targets) in zip(group, batch.prefix, texts_of(batch), strict=True):
+        rows = zip(group, batch.prefix, texts_of(batch), strict=True)
+        for example, prefix, (ids, targets) in rows:
             whole, prompt = pairs.row(example)
             assert ids == whole[:-1] and prefix == prompt and ids[prompt - 1] == 2
             assert targets == [IGNORED] * (prompt - 1) + whole[prompt:]

@@ -35,7 +35,8 @@ def logits(model: GPT) -> torch.Tensor:
 
 @pytest.fixture
 def saved(model: GPT, tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "saved", model, None, {"stage": "pretrain", "languages": {"zh": "中"}})
+    meta = {"stage": "pretrain", "languages": {"zh": "中"}}
+    save_checkpoint(tmp_path / "saved", model, None, meta)
     return tmp_path / "saved"
 
 
@@ -190,7 +191,9 @@ def test_a_kill_between_the_renames_is_repaired(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_state_restores_optimisers_and_random_numbers(model: GPT, tmp_path: Path, name: str) -> None:
+def test_state_restores_optimisers_and_random_numbers(
+    model: GPT, tmp_path: Path, name: str
+) -> None:
     def steps(count: int) -> list[float]:
         drawn = []
         for _ in range(count):

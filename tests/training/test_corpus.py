@@ -1,4 +1,4 @@
-"""Reading a corpus folder: sources, cleaning rules, duplicates, leaks, and faults that are named."""
+"""Reading a corpus folder: sources, cleaning, duplicates, leaks, and faults that are named."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_a_list_file_chooses_and_mono_is_always_read(tmp_path: Path) -> None:
 
 def test_a_folder_without_sources_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.en-de.tsv", "")
-    with pytest.raises(CorpusError, match="nothing in the languages fr, zh"):
-        find_sources(tmp_path, ["zh", "fr"])
+    with pytest.raises(CorpusError, match="corpus .*: nothing in fr, zh"):
+        find_sources(tmp_path, ["zh", "de", "en", "fr"])
     with pytest.raises(CorpusError, match="nowhere: no such folder"):
         find_sources(tmp_path / "nowhere", ["en"])
 
@@ -87,6 +87,7 @@ def test_a_folder_without_sources_is_named(tmp_path: Path) -> None:
 def test_two_sources_of_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
         write(tmp_path / name, "")
+    write(tmp_path / "other.en-de.tsv", "")
     with pytest.raises(CorpusError, match="two sources of the name") as caught:
         find_sources(tmp_path, ["en", "de"])
     assert all(name in str(caught.value) for name in names)
@@ -250,8 +251,10 @@ def test_leaks_are_checked_against_all_files_of_the_test_folders(tmp_path: Path)
     )
     assert list(cleaner.pairs(source)) == [("one more sentence", "noch ein Satz")]
     assert cleaner.report.counts["web.en-de"] == {"kept": 1, "leak: sentence": 2}
-    text = Source("mono/x", ("en",), (write(tmp_path / "x.txt", "First.\nTHE first test sentence\n"),))
-    assert list(cleaner.documents(text)) == ["First."]
+    path = write(tmp_path / "x.txt", "First.\nTHE first test sentence\n")
+    assert list(cleaner.documents(Source("mono/x", ("en",), (path,)))) == ["First."]
+    with pytest.raises(CorpusError, match="nowhere: no such folder"):
+        LeakCheck.of_folders([tmp_path / "nowhere"])
 
 
 # -- running text

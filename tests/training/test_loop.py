@@ -1,0 +1,268 @@
+"""The loop: it learns, its figures are right, and it is bounded by steps or by the clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from training import loop
+from training.batches import IGNORED, Batch, Cursor
+from training.config import RunConfig
+from training.errors import TrainingError
+from training.loop import Run, truncate_log
+from training.model import GPT, preset
+from training.optim import rate_factor
+
+Recipe = Callable[..., RunConfig]
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Batches:
+    """A stream of the same few batches again and again, with a cursor."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __call__(self, cursor: Cursor) -> Iterator[Batch]:
+        while True:
+            cursor.index += 1
+            yield self.batches[(cursor.index - 1) % len(self.batches)]
+
+
+def random_batch(rows: int, seed: int) -> Batch:
+    """Rows of 6 to 16 tokens that go up by one, the first three without a loss."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(6, 17, (rows,), generator=generator)
+    start = torch.randint(64, 400, (rows, 1), generator=generator)
+    ids = start + torch.arange(17)
+    real = torch.arange(16) < lengths[:, None]
+    targets = torch.where(real & (torch.arange(16) >= 3), ids[:, 1:], IGNORED)
+    return Batch(ids[:, :-1] * real, targets, lengths, torch.full((rows,), 4))
+
+
+@pytest.fixture
+def make_run(
+    tmp_path: Path, tokenizer_file: Path, recipe: Recipe
+) -> Callable[..., Run]:
+    def make(
+        name: str = "run", batches: list[Batch] | None = None, validate: Any = None, **keys: Any
+    ) -> Run:
+        config = recipe(**keys)
+        torch.manual_seed(4)
+        model = GPT(preset("test", 512, dropout=config.dropout))
+        stream = Batches(batches or [random_batch(8, seed) for seed in range(3)])
+        return Run(config, model, stream, tmp_path / name, {}, tokenizer_file,  # type: ignore[arg-type]
+                   validate or (lambda model: {}), progress=False)  # fmt: skip
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_the_loss_falls(make_run: Callable[..., Run], precision: str, optimiser: str) -> None:
+    run = make_run(steps=25, precision=precision, optimiser={"name": optimiser, "rate": 1e-2})
+    run.train()
+    losses = [entry["loss"] for entry in log_of(run.folder)]
+    assert len(losses) == 25
+    assert losses[0] == pytest.approx(6.24, abs=0.15)  # log 512
+    assert losses[-1] < 0.55 * losses[0]
+
+
+def test_the_log_says_what_was_done(make_run: Callable[..., Run]) -> None:
+    batches = [random_batch(8, seed) for seed in range(3)]
+    run = make_run(batches=batches, steps=4, accumulate=2)
+    run.train()
+    for i, entry in enumerate(log_of(run.folder)):
+        micro = [batches[2 * i % 3], batches[(2 * i + 1) % 3]]
+        targets = sum(int((b.targets != IGNORED).sum()) for b in micro)
+        read = sum(int(b.lengths.sum()) for b in micro)
+        assert (entry["step"], entry["target_tokens"]) == (i + 1, targets)
+        assert entry["rate"] == rate_factor(i / 4, run.config.optimiser)
+        assert entry["padding"] == pytest.approx(1 - read / 256, abs=1e-4)
+        assert entry["gradient_norm"] > 0 and entry["tokens_per_s"] > 0
+    assert run.tokens == sum(int(batches[i % 3].lengths.sum()) for i in range(8))
+
+
+def test_accumulated_micro_batches_are_one_batch(make_run: Callable[..., Run]) -> None:
+    whole = random_batch(12, 1)
+    cuts = [slice(0, 3), slice(3, 10), slice(10, 12)]
+    parts = [Batch(whole.ids[c], whole.targets[c], whole.lengths[c], whole.prefix[c]) for c in cuts]
+    runs = [
+        make_run("whole", [whole], steps=3, label_smoothing=0.1),
+        make_run("parts", parts, steps=3, accumulate=3, label_smoothing=0.1),
+    ]
+    logs = []
+    for run in runs:
+        run.train()
+        logs.append(log_of(run.folder))
+    for one, other in zip(*logs, strict=True):
+        assert one["target_tokens"] == other["target_tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+
+
+def test_bf16_follows_fp32(make_run: Callable[..., Run]) -> None:
+    logs = []
+    for precision in ("fp32", "bf16"):
+        run = make_run(precision, steps=4, precision=precision)
+        assert run.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+        run.train()
+        logs.append([entry["loss"] for entry in log_of(run.folder)])
+    assert logs[0] != logs[1]
+    assert logs[1] == pytest.approx(logs[0], rel=0.02)
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+
+
+def test_gradients_are_clipped(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(steps=1, optimiser={"name": "adamw", "clip": 0.01})
+    seen: list[float] = []
+
+    def step() -> None:
+        squares = [p.grad.square().sum() for p in run.model.parameters() if p.grad is not None]
+        seen.append(float(torch.stack(squares).sum().sqrt()))
+
+    monkeypatch.setattr(run.optimisers["adamw"], "step", step)
+    run._one_step(run.stream(run.cursor))
+    assert seen == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(make_run: Callable[..., Run]) -> None:
+    run = make_run(steps=5, checkpoint_minutes=0)
+    real, count = run._one_step, 0
+
+    def poisoned(batches: Iterator[Batch]) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count == 3:
+            with torch.no_grad():
+                run.model.transformer["wte"].weight[70] = float("nan")  # type: ignore[operator]
+        return real(batches)
+
+    run._one_step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="step 3: loss nan.*lower optimiser.rate"):
+        run.train()
+    assert json.loads((run.folder / "last" / "state.json").read_text())["step"] == 2
+
+
+def test_validation_comes_in_its_steps_and_at_the_end(make_run: Callable[..., Run]) -> None:
+    modes: list[bool] = []
+
+    def validate(model: GPT) -> dict[str, float]:
+        modes.append(model.training)
+        return {"valid/en/loss": 1.5}
+
+    run = make_run(steps=5, valid_steps=2, validate=validate, dropout=0.3)
+    run.train()
+    steps = [entry["step"] for entry in log_of(run.folder) if entry.get("valid/en/loss") == 1.5]
+    assert steps == [2, 4, 5] and modes == [False] * 3
+    assert list((run.folder / "tensorboard").iterdir())
+    unseen = make_run("unseen", steps=5, dropout=0.3)
+    unseen.train()
+    assert [e["loss"] for e in log_of(unseen.folder)] == [e["loss"] for e in log_of(run.folder)]
+
+
+def test_the_checkpoint_is_where_it_was_promised(make_run: Callable[..., Run]) -> None:
+    run = make_run(steps=2)
+    checkpoint = run.train()
+    assert checkpoint == run.folder / "checkpoint"
+    names = {p.name for p in checkpoint.iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "meta.json"
+    }  # fmt: skip
+    assert json.loads((checkpoint / "meta.json").read_text())["step"] == 2
+    assert {p.name for p in run.folder.iterdir()} == {
+        "last", "checkpoint", "metrics.jsonl", "tensorboard"
+    }  # fmt: skip
+
+
+# -- bounded by the clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time goes on by 0.7 s whenever the loop looks at the clock."""
+    now = [1000.0]
+
+    def monotonic() -> float:
+        now[0] += 0.7
+        return now[0]
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
+    return now
+
+
+def test_the_schedule_follows_the_clock(make_run: Callable[..., Run], clock: list[float]) -> None:
+    run = make_run(minutes=0.5, optimiser={"name": "adamw", "warmup": 0.2})
+    began = clock[0]
+    run.train()
+    assert 30 <= clock[0] - began < 30 + 3 * 2.1  # no later than a step after the bound
+    entries = log_of(run.folder)
+    assert 8 < len(entries) < 30
+    for entry in entries:
+        expected = rate_factor(entry["elapsed_s"] / 30, run.config.optimiser)
+        assert entry["rate"] == pytest.approx(expected, abs=2e-3)
+    assert entries[-1]["rate"] < 0.05 and max(e["rate"] for e in entries) > 0.9
+
+
+def test_a_resumed_clock_goes_on(make_run: Callable[..., Run], clock: list[float]) -> None:
+    keys = {"minutes": 0.5, "checkpoint_minutes": 0.1}
+    run = make_run(**keys)
+    real, count = run._one_step, 0
+
+    def interrupted(batches: Iterator[Batch]) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count == 7:
+            raise KeyboardInterrupt
+        return real(batches)
+
+    run._one_step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    state = json.loads((run.folder / "last" / "state.json").read_text())
+    assert state["elapsed"] > 6
+    clock[0] += 10_000  # time that the run was not there does not count
+    again = make_run(**keys)
+    again.train()
+    entries = log_of(run.folder)
+    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
+    resumed = entries[state["step"]]
+    assert resumed["elapsed_s"] == pytest.approx(state["elapsed"], abs=0.01)
+    assert resumed["rate"] == rate_factor(state["elapsed"] / 30, again.config.optimiser)
+    assert 30 <= again.elapsed < 36
+
+
+def test_a_real_clock_ends_in_time(make_run: Callable[..., Run]) -> None:
+    import time
+
+    run = make_run(minutes=0.01)
+    began = time.monotonic()
+    run.train()
+    assert 0.6 <= time.monotonic() - began < 5  # generous: the machine may be busy
+    assert 0.6 <= run.elapsed < 3
+
+
+# -- the log
+
+
+def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    truncate_log(log, 3)
+    assert not log.exists()
+    lines = [json.dumps({"step": i, "loss": i / 7}) + "\n" for i in range(1, 6)]
+    log.write_text("".join(lines) + '{"step": 6, "lo')
+    truncate_log(log, 5)
+    assert log.read_text() == "".join(lines)
+    truncate_log(log, 3)
+    assert log.read_text() == "".join(lines[:3])
