@@ -104,6 +104,9 @@ def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") ->
     if list_file:  # its entries are relative to where it lies
         base = (folder / list_file).parent
         allowed = {base / line for line in read_lines(folder / list_file) if line}
+        absent = sorted(str(path) for path in allowed if not path.exists())
+        if absent:
+            raise CorpusError(f"{folder / list_file} names {absent[0]}, which is not there")
     found: list[Source] = []
     aligned: dict[Path, dict[str, Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -70,6 +70,9 @@ def test_a_list_file_chooses_and_mono_is_always_read(tmp_path: Path) -> None:
     assert keys == ["mono/m.en", "a.en-de", "set.de-en"]
     with pytest.raises(CorpusError, match="absent.txt"):
         find_sources(tmp_path, ["en"], "absent.txt")
+    write(tmp_path / "train/OPEN.txt", "a.en-de.tsv\nb.en-de.tsv.gz\n")
+    with pytest.raises(CorpusError, match="OPEN.txt names .*b.en-de.tsv.gz, which is not there"):
+        find_sources(tmp_path, ["en", "de"], "train/OPEN.txt")
 
 
 def test_a_folder_without_sources_is_named(tmp_path: Path) -> None:

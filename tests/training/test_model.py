@@ -37,9 +37,9 @@ def test_causal_position_sees_itself_and_the_past_only(model: GPT) -> None:
 def test_prefix_sees_itself_whole_and_the_target_is_causal(model: GPT) -> None:
     base = hidden(model, IDS, "prefix", [8], [4])
     in_prefix = hidden(model, changed(IDS, 3), "prefix", [8], [4])
-    in_target = hidden(model, changed(IDS, 5), "prefix", [8], [4])
+    in_target = hidden(model, changed(IDS, 4), "prefix", [8], [4])
     assert moved(base, in_prefix) == [True] * 8
-    assert moved(base, in_target) == [False] * 5 + [True] * 3
+    assert moved(base, in_target) == [False] * 4 + [True] * 4
 
 
 def test_empty_prefix_is_causal(model: GPT) -> None:
