@@ -16,7 +16,14 @@ from training.checkpoint import save_checkpoint
 from training.corpus import Source
 from training.decode import greedy_without_cache
 from training.errors import CheckpointError, ConfigError
-from training.evaluate import checkpoint_translator, flat, losses, token_bytes, valid_batches
+from training.evaluate import (
+    checkpoint_text_loss,
+    checkpoint_translator,
+    flat,
+    losses,
+    token_bytes,
+    valid_batches,
+)
 from training.model import GPT, preset
 from training.shards import Shard, encode, write_shard
 from training.tokenizer import TRANSLATE
@@ -141,6 +148,19 @@ def test_a_tag_in_the_text_is_text(
     assert len(ids) > 6
     expected = greedy_without_cache(big, ids, 3 * len(ids) + 32)
     assert translate(["<|sep|>"], "de", "en") == [(tokenizer.decode(expected[0]), expected[1])]
+
+
+def test_text_is_measured_line_by_line(
+    big: GPT, tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    measure = checkpoint_text_loss(saved(tmp_path, big, tokenizer_file, META))
+    rows = [[0, *tokenizer.encode(t, add_special_tokens=False).ids, 0] for t in TEXTS[:3]]
+    bits, tokens, size = measure(TEXTS[:3])
+    assert bits == pytest.approx(sum(nats(big, r, 1) for r in rows) / math.log(2), rel=1e-4)
+    assert tokens == sum(len(row) - 1 for row in rows)
+    assert size == sum(len(text.encode()) for text in TEXTS[:3])
+    assert measure([]) == (0.0, 0, 0)
+    assert measure(["x" * 400])[1] == 127  # cut at the context
 
 
 def test_what_cannot_translate_is_named(big: GPT, tokenizer_file: Path, tmp_path: Path) -> None:
