@@ -15,8 +15,7 @@ test: $(DEV)/.ready  ## install what tests need and run them, on the CPU
 
 check: $(DEV)/.ready  ## lint and types
 	$(DEV)/bin/ruff check .
-	$(DEV)/bin/mypy app export
-	$(DEV)/bin/mypy --no-strict-optional --allow-untyped-calls training gpt2_mt
+	$(DEV)/bin/mypy app export training gpt2_mt
 
 demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in under 3 minutes
 	rm -rf $(OUT)

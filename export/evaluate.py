@@ -21,6 +21,7 @@ from app.engine.engine import Engine
 from app.engine.request import Event, Failed, Finished, Request, Token
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
+from app.tasks.translate import SAMPLING
 from app.text.tokenizer import TextTokenizer
 from export.errors import ExportError
 from export.likelihood import TextLoss, measure_of
@@ -81,7 +82,7 @@ class BundleTranslator:
         done = _Countdown(len(jobs))
         end_ids = self._tokenizer.end_ids
         self._engine.submit(
-            [Request(job.prompt, job.room, job.listener(done), end_ids) for job in jobs]
+            [Request(job.prompt, job.room, job.listener(done), end_ids, SAMPLING) for job in jobs]
         )
         done.wait()
         for job in jobs:

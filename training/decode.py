@@ -17,11 +17,12 @@ from training.model import GPT, Cache, MaskMode
 @torch.inference_mode()
 def greedy(
     model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], end: int = 0,
-    mask: MaskMode = "causal",
+    mask: MaskMode = "causal", no_repeat_ngram: int = 0,
 ) -> list[tuple[list[int], str]]:  # fmt: skip
     """Most probable next token until `end` or the row's limit; ("stop" or "length") as reason.
 
-    Prompts of one length share a batch with a cache; raises ConfigError for an empty prompt.
+    Prompts of one length share a batch with a cache; `no_repeat_ngram` n > 0 forbids any n tokens
+    in a row of the output to come a second time. Raises ConfigError for an empty prompt.
     """
     results: list[tuple[list[int], str]] = [([], "length")] * len(prompts)
     by_length: dict[int, list[int]] = {}
@@ -31,16 +32,18 @@ def greedy(
         by_length.setdefault(len(prompt), []).append(i)
     for rows in by_length.values():
         outputs = _greedy_equal(
-            model, [prompts[i] for i in rows], [limits[i] for i in rows], end, mask
-        )
+            model, [prompts[i] for i in rows], [limits[i] for i in rows], end, mask,
+            no_repeat_ngram,
+        )  # fmt: skip
         for i, output in zip(rows, outputs, strict=True):
             results[i] = output
     return results
 
 
 def _greedy_equal(
-    model: GPT, prompts: list[Sequence[int]], limits: list[int], end: int, mask: MaskMode
-) -> list[tuple[list[int], str]]:
+    model: GPT, prompts: list[Sequence[int]], limits: list[int], end: int, mask: MaskMode,
+    no_repeat_ngram: int,
+) -> list[tuple[list[int], str]]:  # fmt: skip
     """The same for prompts of one length, so that no row needs padding."""
     ids = torch.tensor([list(p) for p in prompts], device=model.device)
     lengths = torch.full((len(prompts),), ids.shape[1], device=model.device)
@@ -49,7 +52,10 @@ def _greedy_equal(
     outputs: list[list[int]] = [[] for _ in prompts]
     reasons = ["length"] * len(prompts)
     while rows:
-        chosen = model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
+        logits = model.logits(hidden[:, -1])
+        for place, row in enumerate(rows):
+            logits[place, repeats(outputs[row], no_repeat_ngram)] = -torch.inf
+        chosen = logits.argmax(dim=-1).tolist()
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             if token == end:
@@ -67,19 +73,30 @@ def _greedy_equal(
     return list(zip(outputs, reasons, strict=True))
 
 
+def repeats(output: list[int], n: int) -> list[int]:
+    """Every token that would end an n-gram which the output already has; none if n is 0."""
+    if not n or len(output) < n:
+        return []
+    start = output[len(output) - n + 1 :]
+    ends = range(n - 1, len(output))
+    return [output[end] for end in ends if output[end - n + 1 : end] == start]
+
+
 def _keep(cache: Cache, rows: list[int]) -> Cache:
     return [(keys[rows], values[rows]) for keys, values in cache]
 
 
 @torch.inference_mode()
 def greedy_without_cache(
-    model: GPT, prompt: Sequence[int], limit: int, end: int = 0
+    model: GPT, prompt: Sequence[int], limit: int, end: int = 0, no_repeat_ngram: int = 0
 ) -> tuple[list[int], str]:
     """One causal prompt, the whole sequence read anew for each token: slow and obvious."""
     ids = list(prompt)
     while len(ids) - len(prompt) < limit:
         hidden, _ = model(torch.tensor([ids], device=model.device))
-        token = int(model.logits(hidden[0, -1]).argmax())
+        logits = model.logits(hidden[0, -1])
+        logits[repeats(ids[len(prompt) :], no_repeat_ngram)] = -torch.inf
+        token = int(logits.argmax())
         if token == end:
             return ids[len(prompt) :], "stop"
         ids.append(token)

@@ -138,6 +138,7 @@ class Engine:
             ("top_k", options.top_k >= 0),
             ("top_p", 0.0 <= options.top_p <= 1.0),
             ("repetition_penalty", 0.0 < options.repetition_penalty < math.inf),
+            ("no_repeat_ngram", options.no_repeat_ngram >= 0),
         ):
             if not valid:
                 raise InvalidField(f"{getattr(options, name)} is out of range", param=name)

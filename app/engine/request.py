@@ -21,13 +21,17 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy. `top_k` 0 and `top_p` 1 are off."""
+    """How the next token is chosen; temperature 0 is greedy. `top_k` 0 and `top_p` 1 are off.
+
+    `no_repeat_ngram` n > 0 forbids any n tokens in a row of the output to come a second time.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    no_repeat_ngram: int = 0
 
 
 @dataclass(frozen=True, slots=True)

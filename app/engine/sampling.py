@@ -1,4 +1,4 @@
-"""From logits to the next token of each row: greedy, temperature, top-k, top-p, repetition penalty.
+"""From logits to the next token of each row: greedy, sampling, and what is forbidden to repeat.
 
 In go the logits of a run (n, vocabulary) and, for rows that want more than greedy, a `Sampler`
 with the row's history; out come token ids and the log-probability of each under the model's own
@@ -22,19 +22,52 @@ _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for
 
 
 class Sampler:
-    """The random state and options of one sequence."""
+    """The options of one sequence, its random state and the n-grams of its output."""
 
     def __init__(self, options: Sampling) -> None:
         self.options = options
         # Philox: any two seeds give independent streams, and its raw stream is fixed by numpy.
         self._bits = np.random.Philox(key=options.seed % 2**64)
+        self._output: list[int] = []
+        self._followers: dict[tuple[int, ...], list[int]] = {}  # of each n - 1 tokens so far
 
     def uniform(self) -> float:
         """The next number of [0, 1): one per sampled token, whatever the options are."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
+    def take(self, token: int) -> None:
+        """Note a token of the output."""
+        if n := self.options.no_repeat_ngram:
+            self._output.append(token)
+            if len(self._output) >= n:
+                key = tuple(self._output[len(self._output) - n : -1])
+                self._followers.setdefault(key, []).append(token)
+
+    def forbidden(self) -> list[int]:
+        """What would make the last n - 1 tokens an n-gram that the output already has."""
+        n = self.options.no_repeat_ngram
+        if not n or len(self._output) < n:
+            return []
+        return self._followers.get(tuple(self._output[len(self._output) - n + 1 :]), [])
+
+    def choose(self, row: NDArray[np.float32], history: NDArray[np.int64], best: int) -> int:
+        """The next token of one row (vocabulary,), noted; `best` is its most likely.
+
+        `history` is prompt and output so far.
+        """
+        o, forbidden = self.options, self.forbidden()
+        if o.temperature == 0.0 and o.repetition_penalty == 1.0 and best not in forbidden:
+            token = best
+        else:
+            if forbidden:
+                row = row.copy()
+                row[forbidden] = -np.inf
+            token = self.pick(row, history)
+        self.take(token)
+        return token
+
     def pick(self, row: NDArray[np.float32], history: NDArray[np.int64]) -> int:
-        """The next token of one row (vocabulary,); `history` is prompt and output so far."""
+        """The next token by temperature, top-k, top-p and repetition penalty."""
         o = self.options
         x: NDArray[np.floating] = row
         if o.repetition_penalty != 1.0:
@@ -84,7 +117,7 @@ def choose(
         sampler, history = state
         row = logits[i]
         with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
-            token = sampler.pick(row, history)
+            token = sampler.choose(row, history, int(ids[i]))
         logprobs[i] += float(row[token]) - float(row[ids[i]])
         ids[i] = token
     return ids, logprobs

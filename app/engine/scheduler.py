@@ -62,7 +62,7 @@ class Sequence:
     def start(self) -> None:
         options = self.request.sampling
         plain = options.temperature == 0.0 and options.repetition_penalty == 1.0
-        self.sampler = None if plain else Sampler(options)
+        self.sampler = None if plain and not options.no_repeat_ngram else Sampler(options)
         self.generated = 0
         self.attempts += 1
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.bundle import Manifest
-from app.engine.request import Finished, Request, Timing, Token
+from app.engine.request import Finished, Request, Sampling, Timing, Token
 from app.errors import InvalidField, NotReady, UnknownLanguage
 from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits, check_texts, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
@@ -23,6 +23,8 @@ from app.text.segment import Layout, layout, translatable
 from app.text.tokenizer import Detokenizer, TextTokenizer
 
 AUTO = "auto"
+# Greedy; a translation that falls into a loop would otherwise run to its limit.
+SAMPLING = Sampling(no_repeat_ngram=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,8 @@ class Translator:
             prompt = self._tokenizer.translation_prompt(source, plan.target, ids)
             room = min(3 * len(ids) + 32, self._limits.context - len(prompt))
             sequences.append(len(plan.requests))
-            plan.requests.append(Request(prompt, room, unheard, self._tokenizer.end_ids))
+            request = Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING)
+            plan.requests.append(request)
         return _Item(cut, source, detected, tuple(sequences))
 
     def _assemble(

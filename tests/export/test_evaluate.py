@@ -64,3 +64,10 @@ def test_text_is_measured_in_each_language(fp32_bundle: Bundle, tmp_path: Path) 
     saved = json.loads((tmp_path / "out" / "languages.json").read_text(encoding="utf-8"))
     assert saved["de"]["bits_per_byte"] == pytest.approx(losses["de"].bits / 15)
     assert table(losses).count("\n") == 3
+
+
+def test_checkpoints_are_evaluated_as_the_server_translates() -> None:
+    from app.tasks.translate import SAMPLING
+    from training.evaluate import NO_REPEAT_NGRAM
+
+    assert SAMPLING.no_repeat_ngram == NO_REPEAT_NGRAM

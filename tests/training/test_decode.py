@@ -31,6 +31,17 @@ def test_cache_and_batch_change_nothing(model: GPT) -> None:
         assert greedy(model, [prompt], [limit], end) == [one]
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_no_ngram_comes_twice(model: GPT, n: int) -> None:
+    limits = [24 - len(p) - i % 3 for i, p in enumerate(PROMPTS)]
+    together = greedy(model, PROMPTS, limits, -1, no_repeat_ngram=n)
+    assert together != greedy(model, PROMPTS, limits, -1)
+    for prompt, limit, one in zip(PROMPTS, limits, together, strict=True):
+        assert one == greedy_without_cache(model, prompt, limit, -1, no_repeat_ngram=n)
+        grams = [tuple(one[0][i : i + n]) for i in range(len(one[0]) - n + 1)]
+        assert len(set(grams)) == len(grams)
+
+
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
 def test_mixed_lengths_equal_one_by_one(model: GPT, mask: MaskMode) -> None:
     together = greedy(model, PROMPTS, LIMITS, 0, mask)

@@ -191,3 +191,35 @@ def test_equal_to_transformers() -> None:
         np.testing.assert_allclose(
             weights / weights.sum(), torch.softmax(scores[0], -1)[kept].numpy(), rtol=1e-9
         )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_no_ngram_of_the_output_comes_twice(n: int, temperature: float) -> None:
+    """Equal to looking through the whole output at each step; in company as alone."""
+    rng = np.random.default_rng(n)
+    options = Sampling(temperature, no_repeat_ngram=n, seed=5)
+    sampler, free = Sampler(options), Sampler(Sampling(temperature, seed=5))
+    output: list[int] = []
+    changed = 0
+    for _ in range(40):
+        row = rng.normal(size=(1, 50)).astype(np.float32)
+        row[0, :3] += 6.0  # three tokens that would come again and again
+        forbidden = [
+            output[i + n - 1]
+            for i in range(len(output) - n + 1)
+            if output[i : i + n - 1] == output[len(output) - n + 1 :]
+        ]
+        masked = row[0].copy()
+        masked[forbidden] = -np.inf
+        expected = free.pick(masked, NONE)
+        company = np.concatenate([row, rng.normal(size=(2, 50)).astype(np.float32)])
+        ids, logprobs = choose(company, [(sampler, NONE), None, None])
+        assert ids[0] == expected
+        changed += ids[0] != row[0].argmax()
+        total = np.exp(row[0] - row[0].max()).sum()
+        assert logprobs[0] == pytest.approx(row[0, ids[0]] - row[0].max() - np.log(total), abs=1e-4)
+        output.append(int(ids[0]))
+    assert changed
+    grams = [tuple(output[i : i + n]) for i in range(len(output) - n + 1)]
+    assert len(grams) == len(set(grams))
