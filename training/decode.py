@@ -18,11 +18,13 @@ from training.model import GPT, Cache, MaskMode
 def greedy(
     model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], end: int = 0,
     mask: MaskMode = "causal", no_repeat_ngram: int = 0,
+    ngram_repeats: int = 1,
 ) -> list[tuple[list[int], str]]:  # fmt: skip
     """Most probable next token until `end` or the row's limit; ("stop" or "length") as reason.
 
-    Prompts of one length share a batch with a cache; `no_repeat_ngram` n > 0 forbids any n tokens
-    in a row of the output to come a second time. Raises ConfigError for an empty prompt.
+    Prompts of one length share a batch with a cache. With `no_repeat_ngram` n > 0 any n tokens in
+    a row may come in the output `ngram_repeats` times, or as often as in the prompt if that is
+    more. Raises ConfigError for an empty prompt.
     """
     results: list[tuple[list[int], str]] = [([], "length")] * len(prompts)
     by_length: dict[int, list[int]] = {}
@@ -33,7 +35,7 @@ def greedy(
     for rows in by_length.values():
         outputs = _greedy_equal(
             model, [prompts[i] for i in rows], [limits[i] for i in rows], end, mask,
-            no_repeat_ngram,
+            (no_repeat_ngram, ngram_repeats),
         )  # fmt: skip
         for i, output in zip(rows, outputs, strict=True):
             results[i] = output
@@ -42,7 +44,7 @@ def greedy(
 
 def _greedy_equal(
     model: GPT, prompts: list[Sequence[int]], limits: list[int], end: int, mask: MaskMode,
-    no_repeat_ngram: int,
+    repeats: tuple[int, int],
 ) -> list[tuple[list[int], str]]:  # fmt: skip
     """The same for prompts of one length, so that no row needs padding."""
     ids = torch.tensor([list(p) for p in prompts], device=model.device)
@@ -54,7 +56,7 @@ def _greedy_equal(
     while rows:
         logits = model.logits(hidden[:, -1])
         for place, row in enumerate(rows):
-            logits[place, repeats(outputs[row], no_repeat_ngram)] = -torch.inf
+            logits[place, forbidden(outputs[row], prompts[row], *repeats)] = -torch.inf
         chosen = logits.argmax(dim=-1).tolist()
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
@@ -73,13 +75,20 @@ def _greedy_equal(
     return list(zip(outputs, reasons, strict=True))
 
 
-def repeats(output: list[int], n: int) -> list[int]:
-    """Every token that would end an n-gram which the output already has; none if n is 0."""
+def forbidden(output: Sequence[int], prompt: Sequence[int], n: int, often: int) -> list[int]:
+    """Every token that would end an n-gram which has come as often as it may; none if n is 0."""
     if not n or len(output) < n:
         return []
-    start = output[len(output) - n + 1 :]
-    ends = range(n - 1, len(output))
-    return [output[end] for end in ends if output[end - n + 1 : end] == start]
+    start = list(output[len(output) - n + 1 :])
+
+    def count(ids: Sequence[int], ngram: list[int]) -> int:
+        return sum(list(ids[i : i + n]) == ngram for i in range(len(ids) - n + 1))
+
+    return [
+        token
+        for token in dict.fromkeys(output)
+        if count(output, [*start, token]) >= max(often, count(prompt, [*start, token]))
+    ]
 
 
 def _keep(cache: Cache, rows: list[int]) -> Cache:
@@ -88,14 +97,16 @@ def _keep(cache: Cache, rows: list[int]) -> Cache:
 
 @torch.inference_mode()
 def greedy_without_cache(
-    model: GPT, prompt: Sequence[int], limit: int, end: int = 0, no_repeat_ngram: int = 0
+    model: GPT, prompt: Sequence[int], limit: int, end: int = 0, no_repeat_ngram: int = 0,
+    ngram_repeats: int = 1,
 ) -> tuple[list[int], str]:
     """One causal prompt, the whole sequence read anew for each token: slow and obvious."""
     ids = list(prompt)
     while len(ids) - len(prompt) < limit:
         hidden, _ = model(torch.tensor([ids], device=model.device))
         logits = model.logits(hidden[0, -1])
-        logits[repeats(ids[len(prompt) :], no_repeat_ngram)] = -torch.inf
+        stopped = forbidden(ids[len(prompt) :], prompt, no_repeat_ngram, ngram_repeats)
+        logits[stopped] = -torch.inf
         token = int(logits.argmax())
         if token == end:
             return ids[len(prompt) :], "stop"

@@ -20,7 +20,8 @@ from training.decode import greedy
 from training.model import GPT, MaskMode
 from training.objectives import cross_entropy_sum
 
-NO_REPEAT_NGRAM = 4  # as the server translates; a test of export holds the two equal
+# As the server translates; a test of export holds the two equal.
+NO_REPEAT_NGRAM, NGRAM_REPEATS = 4, 3
 
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
@@ -136,7 +137,7 @@ def checkpoint_translator(folder: Path, batch: int = 64, threads: int = 0) -> Tr
                 model, [prompts[i] for i in block], mask=meta.get("mask", "causal"),
                 limits=[min(3 * len(prompts[i]) + 32, model.config.context - len(prompts[i]))
                         for i in block],
-                no_repeat_ngram=NO_REPEAT_NGRAM,
+                no_repeat_ngram=NO_REPEAT_NGRAM, ngram_repeats=NGRAM_REPEATS,
             )  # fmt: skip
             for i, (ids, reason) in zip(block, outputs, strict=True):
                 results[i] = (tokenizer.decode(ids), reason)

@@ -8,6 +8,7 @@ are written here and nowhere else in the engine.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -78,6 +79,7 @@ class Engine:
         self._live: set[Running] = set()  # told no end yet
         self._open = False
         self._stop_at = math.inf
+        self._jobs = itertools.count()
         self._ends: deque[float] = deque(maxlen=256)  # when the last sequences ended
 
     @property
@@ -115,7 +117,8 @@ class Engine:
                     retry_after_s=self._retry_after(),
                 )
             now = time.monotonic()
-            running = [Running(request, self._decoder.capacity, now) for request in requests]
+            job = next(self._jobs)
+            running = [Running(one, self._decoder.capacity, now, job) for one in requests]
             self._inbox += running
             self._live.update(running)
             self._instruments.queue_depth.set(self._queued())
@@ -131,7 +134,7 @@ class Engine:
         if min(request.prompt) < 0 or max(request.prompt) >= self._decoder.vocabulary:
             raise InvalidField("A token id is outside of the vocabulary", param="prompt")
         if request.max_tokens < 1:
-            raise InvalidField(f"{request.max_tokens} is below 1", param="max_tokens")
+            raise InvalidField(f"max_tokens is {request.max_tokens}: below 1", param="max_tokens")
         options = request.sampling
         for name, valid in (
             ("temperature", 0.0 <= options.temperature < math.inf),
@@ -139,9 +142,11 @@ class Engine:
             ("top_p", 0.0 <= options.top_p <= 1.0),
             ("repetition_penalty", 0.0 < options.repetition_penalty < math.inf),
             ("no_repeat_ngram", options.no_repeat_ngram >= 0),
+            ("ngram_repeats", options.ngram_repeats >= 1),
         ):
             if not valid:
-                raise InvalidField(f"{getattr(options, name)} is out of range", param=name)
+                value = getattr(options, name)
+                raise InvalidField(f"{name} is {value}: out of range", param=name)
 
     def _queued(self) -> int:
         return len(self._inbox) + self._scheduler.waiting

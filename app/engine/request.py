@@ -23,7 +23,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Sampling:
     """How the next token is chosen; temperature 0 is greedy. `top_k` 0 and `top_p` 1 are off.
 
-    `no_repeat_ngram` n > 0 forbids any n tokens in a row of the output to come a second time.
+    With `no_repeat_ngram` n > 0, any n tokens in a row may come in the output at most
+    `ngram_repeats` times, or as often as in the prompt if that is more.
     """
 
     temperature: float = 0.0
@@ -32,6 +33,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     no_repeat_ngram: int = 0
+    ngram_repeats: int = 1
 
 
 @dataclass(frozen=True, slots=True)

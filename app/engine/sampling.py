@@ -10,6 +10,7 @@ logits are not finite gets the log-probability NaN, for the caller to treat as f
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,12 +25,14 @@ _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for
 class Sampler:
     """The options of one sequence, its random state and the n-grams of its output."""
 
-    def __init__(self, options: Sampling) -> None:
+    def __init__(self, options: Sampling, prompt: Sequence[int] = ()) -> None:
         self.options = options
+        self._prompt = tuple(prompt)
         # Philox: any two seeds give independent streams, and its raw stream is fixed by numpy.
         self._bits = np.random.Philox(key=options.seed % 2**64)
         self._output: list[int] = []
-        self._followers: dict[tuple[int, ...], list[int]] = {}  # of each n - 1 tokens so far
+        # Of each n - 1 tokens of the output: what followed, and how often.
+        self._followers: dict[tuple[int, ...], Counter[int]] = {}
 
     def uniform(self) -> float:
         """The next number of [0, 1): one per sampled token, whatever the options are."""
@@ -41,14 +44,19 @@ class Sampler:
             self._output.append(token)
             if len(self._output) >= n:
                 key = tuple(self._output[len(self._output) - n : -1])
-                self._followers.setdefault(key, []).append(token)
+                self._followers.setdefault(key, Counter())[token] += 1
 
     def forbidden(self) -> list[int]:
-        """What would make the last n - 1 tokens an n-gram that the output already has."""
-        n = self.options.no_repeat_ngram
+        """What would complete an n-gram that has come as often as it may."""
+        n, often = self.options.no_repeat_ngram, self.options.ngram_repeats
         if not n or len(self._output) < n:
             return []
-        return self._followers.get(tuple(self._output[len(self._output) - n + 1 :]), [])
+        key = tuple(self._output[len(self._output) - n + 1 :])
+        return [
+            token
+            for token, count in self._followers.get(key, {}).items()
+            if count >= often and count >= occurrences(self._prompt, (*key, token))
+        ]
 
     def choose(self, row: NDArray[np.float32], history: NDArray[np.int64], best: int) -> int:
         """The next token of one row (vocabulary,), noted; `best` is its most likely.
@@ -88,6 +96,12 @@ class Sampler:
             weights = weights[kept]
         index = draw(weights, self.uniform())
         return index if ids is None else int(ids[index])
+
+
+def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
+    """How often the n-gram stands in the ids, overlaps counted."""
+    n = len(ngram)
+    return sum(ids[i : i + n] == ngram for i in range(len(ids) - n + 1))
 
 
 def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:

@@ -1,9 +1,9 @@
 """Which sequence runs when: a state machine without threads, over the decoder and the slot table.
 
 Sequences go in, one `step` at a time comes out as a `StepReport`: tokens and ends, in order, and
-what was measured. A step is either prefill runs (waiting sequences enter free slots, oldest first,
-with others of similar length) or one decode run of all active rows; the two alternate while both
-have work. A run that raises is repeated; if it fails again, the row that makes it fail is found by
+what was measured. A step is either prefill runs (waiting sequences enter free slots, jobs in turn,
+with others of similar length) or one decode run of all active rows; while both have work, a decode
+run follows every few hundred prompt tokens. A run that raises is repeated; if it fails again, the row that makes it fail is found by
 running ever smaller prefixes of the batch, and that row alone starts again from its prompt, without
 telling its tokens twice, or fails for good. No failure leaks a slot.
 """
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.kv import SlotTable
+from app.engine.line import Line
 from app.engine.request import (
     Decoder,
     Event,
@@ -35,6 +34,7 @@ from app.engine.sampling import Sampler, choose
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
+_PATIENCE = 256  # prompt tokens that running sequences let others read between two of their steps
 _RUN_TOKENS = 8  # what a prefill run costs beyond its tokens, in tokens: padding that pays
 
 
@@ -42,12 +42,15 @@ class Sequence:
     """A request on its way: `output` has been told to the listener, `generated` of it is cached."""
 
     __slots__ = (
-        "admitted_at", "attempts", "ended", "first_at", "generated", "limit", "output", "request",
-        "sampler", "submitted_at", "token_at",
+        "admitted_at", "attempts", "ended", "first_at", "generated", "job", "limit", "output",
+        "request", "sampler", "submitted_at", "token_at",
     )
 
-    def __init__(self, request: Request, capacity: int, now: float) -> None:
+    def __init__(
+        self, request: Request, capacity: int, now: float, job: Hashable = None
+    ) -> None:
         self.request = request
+        self.job = id(self) if job is None else job  # sequences of one job take turns with others
         self.limit = min(request.max_tokens, capacity - len(request.prompt))
         self.output: list[int] = []
         self.generated = 0
@@ -62,7 +65,7 @@ class Sequence:
     def start(self) -> None:
         options = self.request.sampling
         plain = options.temperature == 0.0 and options.repetition_penalty == 1.0
-        self.sampler = None if plain and not options.no_repeat_ngram else Sampler(options)
+        self.sampler = None if plain and not options.no_repeat_ngram else Sampler(options, self.request.prompt)
         self.generated = 0
         self.attempts += 1
 
@@ -105,10 +108,10 @@ class Scheduler:
         self._decoder = decoder
         self._max_prefill_tokens = max_prefill_tokens
         self._clock = clock
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()  # oldest first
+        self._waiting: Line[Sequence] = Line()
         self._table: SlotTable[Sequence] = SlotTable(decoder)
         self._next_deadline = math.inf
-        self._prefilled_last = False
+        self._read = 0  # prompt tokens since the last decode step
         self._report = StepReport()
 
     @property
@@ -127,7 +130,7 @@ class Scheduler:
         return self.enqueue(Sequence(request, self._decoder.capacity, self._clock()))
 
     def enqueue(self, sequence: Sequence) -> Sequence:
-        self._waiting[sequence] = None
+        self._waiting.add(sequence)
         if sequence.request.deadline is not None:
             self._next_deadline = min(self._next_deadline, sequence.request.deadline)
         return sequence
@@ -140,11 +143,12 @@ class Scheduler:
     def step(self) -> StepReport:
         """One prefill or decode step, as far as there is work."""
         self._expire(self._clock())
-        if self._waiting and self._table.free and not (self._prefilled_last and self._table.owners):
-            self._prefilled_last = True
+        patient = not self._table.owners or self._read < _PATIENCE
+        if self._waiting and self._table.free and patient:
             self._prefill()
+            self._read += sum(self._report.prefill_runs)
         else:
-            self._prefilled_last = False
+            self._read = 0
             self._decode()
         report, self._report = self._report, StepReport()
         return report
@@ -157,7 +161,7 @@ class Scheduler:
         while self._table.free and (group := self._group(budget)):
             now = self._clock()
             for sequence in group:
-                del self._waiting[sequence]
+                self._waiting.serve(sequence)
                 if sequence.admitted_at is None:
                     sequence.admitted_at = now
                     self._report.queue_times.append(now - sequence.submitted_at)
@@ -169,8 +173,8 @@ class Scheduler:
                         self._fail(sequence, _failed())
 
     def _group(self, budget: int) -> list[Sequence]:
-        """The oldest waiting sequence and, of the next in line, those of similar length."""
-        line = list(islice(self._waiting, self._table.free))
+        """The first waiting sequence and, of the next in line, those of similar length."""
+        line = self._waiting.next(self._table.free)
         if not line:
             return []
         size = len(line[0].request.prompt)
@@ -304,13 +308,12 @@ class Scheduler:
         if sequence.attempts >= _ATTEMPTS:
             self._fail(sequence, _failed())
         else:
-            self._waiting[sequence] = None
-            self._waiting.move_to_end(sequence, last=False)
+            self._waiting.return_first(sequence)
 
     def _withdraw(self, sequence: Sequence) -> bool:
         """Take a sequence from queue or table; False when it was in neither."""
         if sequence in self._waiting:
-            del self._waiting[sequence]
+            self._waiting.remove(sequence)
             return True
         row = self._table.row(sequence)
         if row is None:

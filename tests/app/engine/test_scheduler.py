@@ -174,12 +174,28 @@ def test_the_oldest_is_never_passed_over() -> None:
     assert driver.events[odd], "an odd length waits for nobody"
 
 
-def test_prefill_and_decode_take_turns() -> None:
-    driver = Driver(FakeDecoder(slots=64), max_prefill_tokens=20)
-    for _ in range(10):
-        driver.add(Request((7,) * 10, 30, ignore, frozenset()))
+def test_decoding_waits_for_so_many_prompt_tokens() -> None:
+    """Prefill steps of 100 tokens: three of them pass 256, then those that run go on."""
+    driver = Driver(FakeDecoder(slots=64), max_prefill_tokens=100)
+    for _ in range(30):
+        driver.add(Request((7,) * 20, 30, ignore, frozenset()))
     kinds = [bool(driver.step().decode_rows) for _ in range(8)]
-    assert kinds == [False, True] * 4
+    assert kinds == [False, False, False, True] * 2
+
+
+def test_a_short_job_does_not_wait_for_a_long_one() -> None:
+    driver = Driver(FakeDecoder(slots=2))
+    for _ in range(100):
+        one = driver.scheduler.enqueue(Sequence(request([9] * 4, 5), 64, 0.0, "big"))
+        driver.events[one] = []
+    driver.step()
+    small = driver.add(request([8] * 4, 2))
+    steps = 0
+    while not any(isinstance(e, Finished) for e in driver.events[small]):
+        driver.step()
+        steps += 1
+    assert steps < 15
+    assert driver.scheduler.waiting > 80
 
 
 def test_cancel_waiting_and_running() -> None:
