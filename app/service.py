@@ -60,6 +60,7 @@ class Service:
             max_prompt_tokens=manifest.limits.max_prompt_tokens,
             max_items=options.max_items,
             max_characters=options.max_characters,
+            max_pieces=options.max_queue,  # more could never wait
         )
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         return cls(

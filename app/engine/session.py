@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.bundle import Bundle
+from app.bundle import MANIFEST, Bundle
 from app.errors import BundleError, InvalidField
 
 Device = Literal["cpu", "cuda"]
@@ -91,6 +91,41 @@ def create_session(
     return session
 
 
+def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
+    """Names, types and sizes of the graph against the manifest; raises BundleError naming one."""
+    model, names = bundle.manifest.model, bundle.manifest.graph
+    cache = (f"tensor({'float' if names.cache_dtype == 'float32' else 'float16'})",
+             (model.heads, model.head_size))  # fmt: skip
+    wanted_in: dict[str, tuple[str, tuple[int, ...]]] = {
+        names.ids: ("tensor(int64)", ()),
+        names.positions: ("tensor(int64)", ()),
+        names.last_index: ("tensor(int64)", ()),
+        names.seqlens_k: ("tensor(int32)", ()),
+        names.total_sequence_length: ("tensor(int32)", ()),
+    }
+    wanted_out = {names.logits: ("tensor(float)", (model.vocabulary,))}
+    for layer in range(model.layers):
+        for name in (names.past_key, names.past_value):
+            wanted_in[name.format(layer=layer)] = cache
+        for name in (names.present_key, names.present_value):
+            wanted_out[name.format(layer=layer)] = cache
+    for side, wanted, nodes in (
+        ("input", wanted_in, session.get_inputs()),
+        ("output", wanted_out, session.get_outputs()),
+    ):
+        found = {
+            node.name: (node.type, tuple(d for d in node.shape if isinstance(d, int)))
+            for node in nodes
+        }
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise BundleError(
+                    f"{side} {name!r} is {found.get(name, 'missing')} in model.onnx and "
+                    f"{wanted.get(name, 'missing')} in {MANIFEST} (model, graph)",
+                    param="graph",
+                )
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """Buffers and binding of a decode run of one batch size."""
@@ -135,9 +170,22 @@ class OnnxDecoder:
                 param="device",
             )
         self._session = create_session(str(bundle.model_path), device, threads)
+        check_graph(self._session, bundle)
         self._names, self._device, self._end = manifest.graph, device, manifest.tokens.end
         self._caches = _Caches(bundle, slots, self.capacity, device)
         self._steps: dict[int, _Step] = {}
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """A prefill and a decode at the last position: what does not fit fails here, not later."""
+        try:
+            self.prefill(0, [[self._end] * COLUMNS])
+            last = np.array([self.capacity - 1], np.int32)
+            self.decode(np.array([self._end], np.int64), last)
+        except Exception as error:  # the binding's exceptions share no base
+            raise BundleError(
+                f"the model does not run as its manifest says: {error}", param="model.onnx"
+            ) from error
 
     def prefill(self, first: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read fresh prompts into slots first, first+1, ...; logits of each last position."""

@@ -20,6 +20,7 @@ class TaskLimits:
     max_prompt_tokens: int
     max_items: int = 1024
     max_characters: int = 100_000
+    max_pieces: int = 2048  # sentences that a request's texts are cut into
 
 
 def names(texts: str | Sequence[str], param: str) -> list[str]:

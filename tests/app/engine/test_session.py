@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from app.bundle import Bundle
 from app.engine import session
 from app.engine.session import OnnxDecoder, available_threads
-from app.errors import InvalidField
+from app.errors import BundleError, InvalidField
 
 Logits = NDArray[np.float32]
 # 33 and 65: one more than tiles of the attention kernel (twice the head size, here 16)
@@ -167,3 +168,24 @@ def test_the_copy_model_copies() -> None:
     copy = session.create_session(session._IDENTITY, "cpu", 1)
     x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     assert np.array_equal(copy.run(None, {"x": x})[0], x)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "named"),
+    [
+        ("model", {"layers": 3}, "past_key"),
+        ("model", {"heads": 2, "head_size": 32}, "past_key"),
+        ("model", {"vocabulary": 77}, "logits"),
+        ("graph", {"ids": "nope"}, "input_ids"),
+        ("graph", {"cache_dtype": "float16"}, "past_key"),
+        ("limits", {"context": 4096}, "model.onnx|does not run"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_graph_is_refused(
+    fp32_bundle: Bundle, part: str, changes: dict[str, object], named: str
+) -> None:
+    manifest = fp32_bundle.manifest
+    changed = getattr(manifest, part).model_copy(update=changes)
+    wrong = replace(fp32_bundle, manifest=manifest.model_copy(update={part: changed}))
+    with pytest.raises(BundleError, match=named):
+        OnnxDecoder(wrong, slots=1, threads=1)

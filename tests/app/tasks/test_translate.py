@@ -107,6 +107,7 @@ def test_progress_counts_pieces(service: Service) -> None:
         ("a" * 20_001, "en", "de", TooLong, "text", "20000"),
         (["a", "a" * 20_000], "en", "de", TooLong, r"text[1]", "20000"),
         (["a"] * 1025, "en", "de", InvalidField, "text", "1025"),
+        ("a\n" * 2049, "en", "de", TooLong, "text", "2048 sentences"),
         (["a", "\ud800"], "en", "de", InvalidField, "text[1]", "U\\+D800"),
     ],
 )
