@@ -1,8 +1,9 @@
 """Cuts a text into pieces that a sentence-level model can translate, and puts it together again.
 
-Line breaks always cut; within a line sentencex finds the sentences; a sentence over the limit is
-cut further, near its middle, at clause punctuation, else at white space, else between characters.
-Nothing is lost: gaps and pieces put together in turn are the input, character by character.
+Line breaks always cut, and so do tabs and three or more spaces, which set columns; between these
+sentencex finds the sentences; a sentence over the limit is cut further, near its middle, at clause
+punctuation, else at white space, else between characters. Nothing is lost: gaps and pieces put
+together in turn are the input, character by character.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import sentencex
 
-_BREAKS = re.compile("([\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+)")
+_BREAKS = re.compile("([\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+| {3,})")
 _CLAUSE = re.compile(r"[,;:)\]]\s+|[，；：、。！？…）】]+[”’」』\"]*|\s[-–—]+\s")
 _SPACE = re.compile(r"\s+")
 _JOINER = "\u200d"
@@ -73,7 +74,7 @@ def layout(text: str, language: str, fits: Callable[[str], bool]) -> Layout:
     gaps = [""]
     pieces: list[str] = []
     for i, line in enumerate(_BREAKS.split(text)):
-        if i % 2:  # the line breaks themselves
+        if i % 2:  # the breaks themselves
             gaps[-1] += line
             continue
         for sentence in sentences(line, language):

@@ -11,8 +11,9 @@ from app.text.segment import layout, sentences, translatable
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 TEXTLIKE = st.lists(
     st.sampled_from(
-        ["Hello", " ", "  ", ". ", "? ", "。", "！", "\n", "\r\n", "\t", "你好", "Dr.", "1.", ", ",
-         "\u3000", "\u2028", "é", "e\u0301", "👩\u200d👩\u200d👧", "3.5", '"', "«", "»", "—", "!"]
+        ["Hello", " ", "  ", ". ", "? ", "。", "！", "\n", "\r\n", "\t", "    ", "你好",
+         "Dr.", "1.", ", ", "\u3000", "\u2028", "é", "e\u0301", "👩\u200d👩\u200d👧",
+         "3.5", '"', "«", "»", "—", "!"]
     ),
     max_size=40,
 ).map("".join)  # fmt: skip
@@ -52,6 +53,21 @@ def test_gaps_and_pieces_are_the_text(text: str, language: str) -> None:
 )  # fmt: skip
 def test_sentences(language: str, text: str, expected: list[str]) -> None:
     assert [sentence.strip() for sentence in sentences(text, language)] == expected
+
+
+@given(text=TEXTLIKE, language=st.sampled_from(["en", "zh"]), target=st.sampled_from(["en", "zh"]))
+@settings(max_examples=200, deadline=None)
+def test_columns_survive_whatever_the_translation(text: str, language: str, target: str) -> None:
+    cut = layout(text, language, whole)
+    joined = cut.join(["x"] * len(cut.pieces), language, target)
+    for column in ("\t", "\n", "    "):
+        assert joined.count(column) == text.count(column)
+
+
+def test_tabs_and_wide_spaces_cut() -> None:
+    cut = layout("id\tHello there\t\t7 \tBye\nName:   Anna  Maria    8", "en", whole)
+    assert cut.pieces == ("id", "Hello there", "7", "Bye", "Name:", "Anna  Maria", "8")
+    assert cut.gaps == ("", "\t", "\t\t", " \t", "\n", "   ", "    ", "")
 
 
 def test_line_breaks_always_cut() -> None:
