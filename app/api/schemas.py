@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
+from app.tasks.generate import BOUNDS, MAX_STOP_LENGTH, MAX_STOPS
+
 TAGS = frozenset({"<string>", "<array>"})
+
+
+def _within(name: str) -> Any:
+    """The bounds that the task sets for an option."""
+    bounds = BOUNDS[name]
+    if bounds.above:
+        return Field(gt=bounds.low, le=bounds.high)
+    return Field(ge=bounds.low, le=bounds.high)
 
 
 def _form(value: Any) -> str | None:
@@ -26,10 +36,10 @@ _either = Discriminator(
     custom_error_message="Input should be a string or an array of strings",
 )
 Texts = Annotated[Annotated[str, Tag("<string>")] | Annotated[list[str], Tag("<array>")], _either]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[
     Annotated[StopString, Tag("<string>")]
-    | Annotated[list[StopString], Field(max_length=16), Tag("<array>")],
+    | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("<array>")],
     _either,
 ]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=35)]
@@ -60,19 +70,21 @@ class TranslateRequest(_Request):
 
 class GenerateRequest(_Request):
     prompt: Texts = Field(description="One prompt or several.")
-    max_tokens: int = Field(128, ge=1, le=1_000_000, description="At most the context's rest.")
-    temperature: Annotated[Real, Field(ge=0, le=5)] | None = Field(
+    max_tokens: Annotated[int, _within("max_tokens")] = Field(
+        128, description="At most the context's rest."
+    )
+    temperature: Annotated[Real, _within("temperature")] | None = Field(
         None,
         description="0 takes the likeliest token always. Left out: 0, or 1 if `top_k`, `top_p` "
         "or `seed` asks for sampling.",
     )
-    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: off.")
-    top_p: Annotated[Real, Field(gt=0, le=1)] | None = Field(None, description="1: off.")
-    repetition_penalty: Annotated[Real, Field(gt=0, le=10)] = Field(1.0, description="1: off.")
-    seed: int | None = Field(
+    top_k: Annotated[int, _within("top_k")] | None = Field(None, description="0: off.")
+    top_p: Annotated[Real, _within("top_p")] | None = Field(None, description="1: off.")
+    repetition_penalty: Annotated[Real, _within("repetition_penalty")] = Field(
+        1.0, description="1: off."
+    )
+    seed: Annotated[int, _within("seed")] | None = Field(
         None,
-        ge=0,
-        lt=2**32,
         description="Prompt i of an array samples with seed + i (modulo 2**32), as it would alone.",
     )
     stop: Stops | None = Field(None, description="Strings that end the text; they are withheld.")

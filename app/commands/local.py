@@ -32,7 +32,7 @@ def run_translate(args: argparse.Namespace) -> int:
     if args.file:
         lines, batch = _lines(_decoded(_bytes_of(args.file), args.file)), True
     else:
-        text = " ".join(args.text) or _decoded(sys.stdin.buffer.read(), "stdin")
+        text = " ".join(args.text) if args.text else _decoded(sys.stdin.buffer.read(), "stdin")
         lines = _lines(text)
         batch = not args.text and len(lines) > 1
     with _service(args) as service:
@@ -42,7 +42,6 @@ def run_translate(args: argparse.Namespace) -> int:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    prompt = " ".join(args.prompt) or _decoded(sys.stdin.buffer.read(), "stdin")
     temperature = args.temperature
     if temperature is None:
         temperature = default_temperature(args.top_k, args.top_p, args.seed)
@@ -53,8 +52,10 @@ def run_generate(args: argparse.Namespace) -> int:
         top_p=1.0 if args.top_p is None else args.top_p,
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
-        stop=tuple(stop for stop in args.stop or () if stop),
+        stop=tuple(args.stop or ()),
     )
+    given = " ".join(args.prompt)
+    prompt = given if args.prompt else _decoded(sys.stdin.buffer.read(), "stdin")
     with _service(args) as service:
         return _run(_generate(service, prompt, options))
 
@@ -80,6 +81,7 @@ async def _translate_lines(
     service: Service, lines: Sequence[str], source: str, target: str
 ) -> None:
     """Line for line; batches overlap, their answers are printed in order."""
+    service.translator.pair(source, target)  # also where every line is blank
     progress = Progress(len(lines), "lines")
     running: deque[asyncio.Task[list[tuple[str, bool]]]] = deque()
     cut = 0

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from app.engine.request import Request, Sampling, Timing, Token
@@ -21,11 +22,47 @@ from app.text.stop import StopFinder
 from app.text.tokenizer import TextTokenizer
 
 SEEDS = 2**32
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 200  # characters
 Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a number may be; the HTTP schema is made of the same."""
+
+    low: int
+    high: int
+    above: bool = False  # the lowest value itself is refused
+
+    def check(self, name: str, value: float) -> None:
+        if value < self.low or (self.above and value == self.low):
+            wanted = f"more than {self.low}" if self.above else f"at least {self.low}"
+        elif value > self.high:
+            wanted = f"at most {self.high}"
+        elif value != value:
+            wanted = "a number"
+        else:
+            return
+        raise InvalidField(f"{name} is {value}: must be {wanted}", param=name)
+
+
+BOUNDS: Mapping[str, Bounds] = MappingProxyType(
+    {
+        "max_tokens": Bounds(1, 1_000_000),
+        "temperature": Bounds(0, 5),
+        "top_k": Bounds(0, 1_000_000),
+        "top_p": Bounds(0, 1, above=True),
+        "repetition_penalty": Bounds(0, 10, above=True),
+        "seed": Bounds(0, SEEDS - 1),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateOptions:
+    """What may be chosen for a generation; a value out of bounds is refused by name."""
+
     max_tokens: int = 128
     temperature: float = 0.0
     top_k: int = 0
@@ -33,6 +70,22 @@ class GenerateOptions:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, bounds in BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None:
+                bounds.check(name, value)
+        if len(self.stop) > MAX_STOPS:
+            raise InvalidField(
+                f"stop has {len(self.stop)} strings: must be at most {MAX_STOPS}", param="stop"
+            )
+        for i, text in enumerate(self.stop):
+            if not 1 <= len(text) <= MAX_STOP_LENGTH:
+                raise InvalidField(
+                    f"stop[{i}] has {len(text)} characters: must be 1 to {MAX_STOP_LENGTH}",
+                    param=f"stop[{i}]",
+                )
 
 
 def default_temperature(top_k: int | None, top_p: float | None, seed: int | None) -> float:

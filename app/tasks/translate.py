@@ -15,9 +15,10 @@ from typing import Literal
 
 from app.bundle import Manifest
 from app.engine.request import Finished, Request, Sampling, Timing, Token
-from app.errors import InvalidField, NotReady, UnknownLanguage
+from app.errors import InvalidField, NotReady, TooLong, UnknownLanguage
 from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits, check_texts, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
+from app.tasks.languages import served
 from app.text.detect import Detection, Detector
 from app.text.segment import Layout, layout, translatable
 from app.text.tokenizer import Detokenizer, TextTokenizer
@@ -131,7 +132,7 @@ class Translator:
                 yield item.layout.gap_after(at, kept, item.source, plan.target)
 
     async def _prepare(self, texts: str | Sequence[str], source: str, target: str) -> _Plan:
-        self._check_pair(source, target)
+        source, target = self.pair(source, target)
         items = check_texts(texts, self._limits, "text")
         if not any(item.strip() for item in items):
             raise InvalidField("text is empty: there is nothing to translate", param="text")
@@ -140,19 +141,23 @@ class Translator:
             return await asyncio.to_thread(self._plan, items, fields, source, target)
         return self._plan(items, fields, source, target)
 
-    def _check_pair(self, source: str, target: str) -> None:
+    def pair(self, source: str, target: str) -> tuple[str, str]:
+        """The served codes that are meant; `auto` stays what it is."""
         targets = sorted({t for _, t in self._pairs})
-        if target not in targets:
+        found = served(target, targets)
+        if found is None:
             raise UnknownLanguage(
                 f"target {target!r} is not served; served are {_listed(targets)}", param="target"
             )
-        sources = [s for s in self._languages if (s, target) in self._pairs]
-        if source != AUTO and source not in sources:
+        sources = [s for s in self._languages if (s, found) in self._pairs]
+        origin = AUTO if source.casefold() == AUTO else served(source, sources)
+        if origin is None:
             raise UnknownLanguage(
                 f"source {source!r} is not served for target {target!r}; "
                 f"served are {_listed([AUTO, *sources])}",
                 param="source",
             )
+        return origin, found
 
     def _plan(self, items: Sequence[str], fields: Sequence[str], source: str, target: str) -> _Plan:
         # A text that is in the target language already is answered unchanged.
@@ -188,6 +193,11 @@ class Translator:
             sequences.append(len(plan.requests))
             request = Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING)
             plan.requests.append(request)
+            if len(plan.requests) > self._limits.max_pieces:
+                raise TooLong(
+                    f"{field} has more than {self._limits.max_pieces} sentences and lines in all",
+                    param=field,
+                )
         return _Item(cut, source, detected, tuple(sequences))
 
     def _assemble(

@@ -23,6 +23,7 @@ from app.commands.progress import Progress
 from app.errors import BundleError, InvalidField, SettingsError, UnknownLanguage
 
 Run = Callable[..., tuple[int, str]]
+BLANK = "blank.txt"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,15 +106,33 @@ def test_info_shows_scores() -> None:
         (["translate", "--target", "de", "--file", "/nowhere"], InvalidField, "/nowhere"),
         (["translate", "--target", "de", "--file", "x", "text"], InvalidField, "not both"),
         (["translate", "--target", "de"], InvalidField, "empty"),
-        (["generate", "--temperature", "-1", "a"], InvalidField, "-1"),
-        (["generate", "--max-tokens", "0", "a"], InvalidField, "0"),
+        (["translate", "--target", "de", ""], InvalidField, "text is empty"),
+        (["translate", "--target", "xx", "--file", BLANK], UnknownLanguage, "'xx'"),
+        (["translate", "--target", "de", "--source", "x", "--file", BLANK], UnknownLanguage, "'x'"),
+        (["generate", "--temperature", "-1", "a"], InvalidField, "temperature is -1.0: must be"),
+        (["generate", "--temperature", "nan", "a"], InvalidField, "temperature is nan"),
+        (["generate", "--max-tokens", "0", "a"], InvalidField, "max_tokens is 0: must be"),
+        (["generate", "--top-p", "0", "a"], InvalidField, "top_p is 0.0: must be"),
+        (["generate", "--seed", "4294967296", "a"], InvalidField, "seed is 4294967296"),
+        (["generate", "--stop", "", "a"], InvalidField, "stop"),
+        (["generate", ""], InvalidField, "prompt is empty"),
         (["generate", "--threads", "0", "a"], SettingsError, "threads"),
         (["generate"], InvalidField, "empty"),
     ],
 )
-def test_errors(run: Run, words: list[str], kind: type, match: str) -> None:
+def test_errors(
+    run: Run,
+    words: list[str],
+    kind: type,
+    match: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(BLANK).write_text("\n  \n\n")
+    piped = b"" if match == "empty" else b"what an argument must not fall back on"
     with pytest.raises(kind, match=match) as caught:
-        run(*words)
+        run(*words, stdin=piped)
     assert caught.value.user_error
 
 

@@ -48,6 +48,21 @@ def test_translate_several_with_detection(client: httpx.Client, sentences: list[
     assert [t["text"] for t in body["translations"][:3]] == sentences[:3]
 
 
+@pytest.mark.parametrize(
+    ("source", "target"), [("EN", "De"), ("en-US", "de_DE"), ("en_GB-oed", "DE-de-1996")]
+)
+def test_codes_in_any_case_and_with_a_region(
+    client: httpx.Client, source: str, target: str
+) -> None:
+    (answer,) = post(client, "/v1/translate", text="Good!", source="en", target="de").json()[
+        "translations"
+    ]
+    body = post(client, "/v1/translate", text="Good!", source=source, target=target).json()
+    assert body["translations"] == [answer] and answer["source"] == "en"
+    detected = post(client, "/v1/translate", text="Good!", source="AUTO", target=target).json()
+    assert detected["translations"][0]["detected"]
+
+
 def test_generate(client: httpx.Client) -> None:
     body = post(client, "/v1/generate", prompt=["The", "Das"], max_tokens=6).json()
     assert list(body) == ["generations", "usage", "timing", "model"]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
+from app.api.schemas import GenerateRequest
 from app.errors import InvalidField, TooLong
 from app.service import Service
-from app.tasks.generate import Chunk, GenerateOptions, GenerateResult, default_temperature
+from app.tasks.generate import (
+    BOUNDS,
+    Chunk,
+    GenerateOptions,
+    GenerateResult,
+    default_temperature,
+)
 from app.tasks.job import Deadline
 
 OPTIONS = GenerateOptions(max_tokens=24)
@@ -118,6 +125,39 @@ def test_refusals(service: Service, prompts: Any, kind: type, param: str) -> Non
     with pytest.raises(kind) as caught:
         generate(service, prompts, OPTIONS)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("max_tokens", 0, "max_tokens is 0: must be at least 1"),
+        ("temperature", 5.5, "temperature is 5.5: must be at most 5"),
+        ("temperature", float("nan"), "temperature is nan: must be a number"),
+        ("temperature", float("inf"), "temperature is inf: must be at most 5"),
+        ("top_k", -1, "top_k is -1: must be at least 0"),
+        ("top_p", 0.0, "top_p is 0.0: must be more than 0"),
+        ("repetition_penalty", 0.0, "repetition_penalty is 0.0: must be more than 0"),
+        ("seed", 2**32, "seed is 4294967296: must be at most 4294967295"),
+        ("seed", -1, "seed is -1: must be at least 0"),
+        ("stop", ("a",) * 17, "stop has 17 strings: must be at most 16"),
+        ("stop", ("a", ""), "stop[1] has 0 characters: must be 1 to 200"),
+        ("stop", ("a" * 201,), "stop[0] has 201 characters: must be 1 to 200"),
+    ],
+)
+def test_options_out_of_bounds(option: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        GenerateOptions(**{option: value})
+    assert caught.value.detail == message
+    assert caught.value.param is not None and caught.value.param.startswith(option)
+
+
+def test_the_http_schema_has_the_same_bounds() -> None:
+    properties = GenerateRequest.model_json_schema()["properties"]
+    assert set(BOUNDS) <= {field.name for field in fields(GenerateOptions)}
+    for name, bounds in BOUNDS.items():
+        number = next(one for one in properties[name].get("anyOf", [properties[name]]))
+        lowest = "exclusiveMinimum" if bounds.above else "minimum"
+        assert (number[lowest], number["maximum"]) == (bounds.low, bounds.high), name
 
 
 def test_sampling_options_ask_for_sampling() -> None:

@@ -1,0 +1,17 @@
+"""Language codes as people write them, brought to the ones that a bundle serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def served(code: str, codes: Iterable[str]) -> str | None:
+    """The one of `codes` that `code` means: in any case, subtags left out from the right.
+
+    "EN" and "en-US" mean "en" where that is served, "de_DE" means "de".
+    """
+    known = {one.casefold(): one for one in codes}
+    tag = code.casefold().replace("_", "-")
+    while tag and tag not in known:
+        tag = tag.rpartition("-")[0]
+    return known.get(tag)
