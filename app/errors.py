@@ -72,6 +72,12 @@ class TooLong(InvalidField):
     title = "The text is longer than the limit"
 
 
+class RequestTimeout(AppError):
+    status = 408
+    code = "request_timeout"
+    title = "The body did not arrive in time"
+
+
 class BodyTooLarge(AppError):
     status = 413
     code = "body_too_large"

@@ -33,8 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
         state.service = service
         log.info("ready: %s", service.bundle.manifest.name)
         yield
-        state.draining = True
-        await asyncio.to_thread(service.engine.stop, drain=True, timeout_s=settings.drain_s)
+        await asyncio.to_thread(state.drain, settings.drain_s)
 
     app: FastAPI = FastAPIOffline(  # /docs needs no network
         title="gpt2-mt",
@@ -51,8 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
     describe(app)
     app.add_middleware(
         RequestContext,
-        metrics=state.metrics,
+        state=state,
         max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
         paths=frozenset(app.openapi()["paths"]),
     )
     return app

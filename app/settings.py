@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     slots: int = Field(32, ge=1, le=1024, description="Sequences generated side by side.")
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    body_timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="To receive a body; then 408."
+    )
     max_items: int = Field(1024, ge=1, description="Texts or prompts in one request.")
     max_characters: int = Field(100_000, ge=1, description="Characters in one request, in all.")
     default_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)

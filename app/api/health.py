@@ -13,6 +13,8 @@ from app.errors import NotReady
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health", summary="Alive", responses=errors(NotReady))
 @router.get("/health/live", summary="Alive", responses=errors(NotReady))
 async def live(state: StateOf) -> HealthAnswer:
@@ -23,6 +25,7 @@ async def live(state: StateOf) -> HealthAnswer:
     return HealthAnswer()
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Ready for requests", responses=errors(NotReady))
 async def ready(service: ServiceOf) -> HealthAnswer:
     """503 while the model is loaded and while the server drains."""

@@ -1,13 +1,14 @@
 """The outermost layer of the application, as plain ASGI.
 
 For every request: an id (the client's X-Request-ID if it is a sane one), the whole body read under
-the limit before anything else runs, metrics under the route's template, Server-Timing, one log
+the limits before anything else runs, metrics under the route's template, Server-Timing, one log
 line without the client's address or text, and a problem instead of a traceback for what nobody
-caught. A client that went away is counted as 499.
+caught. A client that went away is counted as 499. What the server cuts off at its end is told so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -18,8 +19,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem
-from app.errors import AppError, BodyTooLarge
-from app.metrics import Metrics
+from app.api.state import State, shutting_down
+from app.errors import AppError, BodyTooLarge, RequestTimeout
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -33,11 +34,18 @@ class ClientGone(Exception):
 
 class RequestContext:
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        state: State,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        paths: frozenset[str],
     ) -> None:
         self._app = app
-        self._metrics = metrics
+        self._state = state
+        self._metrics = state.metrics
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._paths = paths  # to name a request that was refused before it was routed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,10 +62,14 @@ class RequestContext:
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
-            body = await _read(scope, receive, self._max_body_bytes)
+            body = await _read(scope, receive, self._max_body_bytes, self._body_timeout_s)
             await self._app(scope, _replay(body, receive), exchange.send)
         except (ClientGone, ClientDisconnect):
             return
+        except asyncio.CancelledError:  # by the server, whose time to shut down is up
+            if not self._state.draining:
+                raise
+            await exchange.fail(shutting_down(), receive)
         except AppError as error:
             await exchange.fail(error, receive)
         except Exception:
@@ -102,15 +114,25 @@ class _Exchange:
 
     async def fail(self, error: AppError, receive: Receive) -> None:
         if not self.status:  # else the answer has begun and can only be broken off
-            await problem(error, self._scope)(self._scope, receive, self.send)
+            # the rest of a body that is late must not be taken for the next request
+            headers = {"Connection": "close"} if isinstance(error, RequestTimeout) else None
+            await problem(error, self._scope, headers=headers)(self._scope, receive, self.send)
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body; refused as soon as it is known to be over the limit."""
+async def _read(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:
+    """The whole body; refused as soon as it is known to be over the limit, or late."""
     error = BodyTooLarge(f"the body may have at most {limit} bytes")
     announced = Headers(scope=scope).get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
         raise error
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _receive(receive, limit, error)
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {timeout_s:g} s") from None
+
+
+async def _receive(receive: Receive, limit: int, error: BodyTooLarge) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

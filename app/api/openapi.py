@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
 
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
@@ -17,6 +18,7 @@ from app.errors import (
     InvalidField,
     NotReady,
     QueueFull,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 
@@ -28,6 +30,7 @@ Send `X-Request-ID` to find a request again in the logs; it is echoed."""
 _REF = "#/components/schemas/{model}"
 _SAMPLES: dict[type[AppError], AppError] = {
     BadJson: BadJson("the body is not valid JSON: Expecting value, at 9"),
+    RequestTimeout: RequestTimeout("the body did not arrive within 30 s"),
     BodyTooLarge: BodyTooLarge("the body may have at most 1048576 bytes"),
     UnsupportedMediaType: UnsupportedMediaType(
         "Content-Type is text/plain: send application/json", param="Content-Type"
@@ -45,7 +48,7 @@ def errors(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make the application's document one that knows the problem schema."""
+    """Make the document one that knows the problem schema, and its page the first one."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -63,6 +66,10 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def first(request: Request) -> Response:
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs", 307)
 
 
 def _response(sample: AppError) -> dict[str, Any]:

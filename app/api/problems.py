@@ -79,10 +79,21 @@ def _of_router(error: HTTPException, scope: Scope) -> AppError:
     if error.status_code == 405:
         return MethodNotAllowed(f"{scope['method']} is not allowed at {scope['path']}")
     if error.status_code == 400:  # the body could not be decoded at all
-        return BadJson("the body cannot be parsed as JSON in UTF-8")
+        return BadJson(_unreadable(error.__cause__))
     other = AppError(error.detail)
     other.status, other.title = error.status_code, error.detail
     return other
+
+
+def _unreadable(cause: BaseException | None) -> str:
+    """Why a body could not even be found to be wrong JSON."""
+    if isinstance(cause, RecursionError):
+        return "the JSON is nested too deeply"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"the body is not UTF-8 (byte {cause.start})"
+    if isinstance(cause, ValueError):  # Python's limit on the digits of an integer
+        return "a number has too many digits"
+    return "the body cannot be parsed as JSON"
 
 
 def _invalid(error: RequestValidationError, scope: Scope) -> Response:

@@ -21,13 +21,21 @@ class State:
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
         self.draining = False
+        self._drained = False
+
+    def drain(self, timeout_s: float) -> None:
+        """Refuse new requests and return when the others have ended; once, then it does nothing."""
+        self.draining = True
+        if self.service is not None and not self._drained:
+            self._drained = True
+            self.service.engine.stop(drain=True, timeout_s=timeout_s)
 
     def ready(self) -> Service:
         """The service, if it takes requests now."""
         if self.service is None:
             raise NotReady("the model is being loaded", retry_after_s=1)
         if self.draining:
-            raise NotReady("the server is shutting down", retry_after_s=5)
+            raise shutting_down()
         if not self.service.engine.alive:
             raise NotReady("the engine has stopped", retry_after_s=30)
         return self.service
@@ -41,6 +49,10 @@ class State:
                 param="timeout_s",
             )
         return Deadline.after(timeout_s)
+
+
+def shutting_down() -> NotReady:
+    return NotReady("the server is shutting down", retry_after_s=5)
 
 
 def state_of(request: Request) -> State:

@@ -41,6 +41,7 @@ from app.errors import (
     InvalidField,
     NotReady,
     QueueFull,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 from app.tasks.generate import GenerateOptions, GenerationStream, default_temperature
@@ -49,11 +50,22 @@ from app.tasks.translate import Translation
 
 T = TypeVar("T")
 POST_ERRORS = errors(
-    BadJson, BodyTooLarge, UnsupportedMediaType, InvalidField, QueueFull, DeadlineExceeded
+    BadJson,
+    RequestTimeout,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidField,
+    QueueFull,
+    DeadlineExceeded,
 )
 
 
 async def require_json(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"Content-Encoding is {coding}: send the body as it is", param="Content-Encoding"
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMediaType(

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from app import cli
@@ -174,40 +169,3 @@ def test_the_progress_bar() -> None:
     quiet = io.StringIO()
     Progress(10, "lines", quiet).close()
     assert quiet.getvalue() == ""
-
-
-def test_serve_answers_drains_and_ends_on_sigterm(int8_bundle: Bundle) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = (
-        "import argparse; from app import cli\n"
-        "p = argparse.ArgumentParser(); cli.register(p.add_subparsers())\n"
-        f"a = p.parse_args(['serve', '--port', '{port}', '--bundle', {str(int8_bundle.path)!r}])\n"
-        "raise SystemExit(a.run(a))"
-    )
-    environment = {**os.environ, "GPT2MT_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=Path(cli.__file__).parents[1], env=environment,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 20
-        while True:
-            try:
-                assert httpx.get(f"{url}/health/ready").status_code == 200
-                break
-            except httpx.ConnectError:
-                assert process.poll() is None and time.monotonic() < end
-                time.sleep(0.02)
-        body = {"prompt": ["The"] * 20, "max_tokens": 100, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/generate", json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)  # the answer that has begun is finished
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert process.wait(20) in (0, -signal.SIGTERM)
-        assert "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()

@@ -29,8 +29,9 @@ from app.text.tokenizer import TextTokenizer
 class Server:
     """A running application and a client for it."""
 
-    def __init__(self, application: FastAPI, port: int) -> None:
+    def __init__(self, application: FastAPI, port: int, stop: Callable[[], None]) -> None:
         self.app = application
+        self.stop = stop
         self.port = port
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
@@ -61,13 +62,17 @@ def serve(application: FastAPI) -> Iterator[Server]:
     while not server.started:
         assert thread.is_alive() and time.monotonic() < end, "the server did not start"
         time.sleep(0.005)
-    running = Server(application, server.servers[0].sockets[0].getsockname()[1])
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join(10)
+
+    running = Server(application, server.servers[0].sockets[0].getsockname()[1], stop)
     try:
         yield running
     finally:
         running.client.close()
-        server.should_exit = True
-        thread.join(10)
+        stop()
 
 
 @pytest.fixture(scope="session")

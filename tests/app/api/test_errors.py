@@ -107,6 +107,30 @@ def test_bad_json(client: httpx.Client, content: bytes) -> None:
     assert body["code"] == "bad_json"
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 50_000, "the JSON is nested too deeply"),
+        (b'{"text": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "the JSON is nested too deeply"),
+        (b'{"max_tokens": ' + b"1" * 5000 + b"}", "a number has too many digits"),
+        (b'{"text": "\xc3"}', "the body is not UTF-8 (byte 10)"),
+    ],
+    ids=["deep", "deep and closed", "digits", "encoding"],
+)
+def test_json_that_python_cannot_read(client: httpx.Client, content: bytes, why: str) -> None:
+    response = client.post("/v1/generate", content=content, headers=JSON)
+    assert problem(response, 400)["detail"] == why
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, deflate"])
+def test_content_encoding(client: httpx.Client, coding: str) -> None:
+    headers = {**JSON, "Content-Encoding": coding}
+    body = json.dumps(TRANSLATE).encode()
+    problem(client.post("/v1/translate", content=body, headers=headers), 415, "Content-Encoding")
+    headers["Content-Encoding"] = "Identity"
+    assert client.post("/v1/translate", content=body, headers=headers).is_success
+
+
 @pytest.mark.parametrize("content", [b"[]", b'"text"', b"5", b"null", b"true"])
 def test_json_that_is_not_an_object(client: httpx.Client, content: bytes) -> None:
     response = client.post("/v1/translate", content=content, headers=JSON)

@@ -149,6 +149,32 @@ def test_a_deadline_is_504_and_frees_the_slot(fake_server: Any, fp32_bundle: Any
         server.wait_until_idle()
 
 
+def test_a_body_that_does_not_come_is_408(fake_server: Any, fp32_bundle: Any) -> None:
+    with fake_server(decoder(fp32_bundle, None), body_timeout_s=0.2) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        head = "POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f'{head}Content-Length: 99\r\n\r\n{{"prompt": '.encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
+        connection.close()
+        assert answer.startswith(b"HTTP/1.1 408") and b"application/problem+json" in answer
+        assert b'"code": "request_timeout"' in answer and b"within 0.2 s" in answer
+        assert server.client.post("/v1/generate", json=GENERATE).is_success
+
+
+def test_what_is_cut_off_while_draining_is_told(fake_server: Any, fp32_bundle: Any) -> None:
+    gate = Gate()
+    fake = decoder(fp32_bundle, gate)
+    with ThreadPoolExecutor(1) as pool:
+        with fake_server(fake) as server:
+            late = pool.submit(server.client.post, "/v1/generate", json=GENERATE)
+            server.wait(lambda: len(fake.calls) == 1, "nothing was started")
+            server.app.state.gpt2mt.draining = True
+            threading.Timer(2.5, gate.open.set).start()  # after the server's own patience
+            server.stop()
+        assert late.result().status_code == 503
+        assert late.result().json()["code"] == "not_ready"
+
+
 def test_an_error_in_a_stream_comes_in_band(fake_server: Any, fp32_bundle: Any) -> None:
     with fake_server(decoder(fp32_bundle, slow)) as server:
         body = {"prompt": "a", "max_tokens": ENDLESS, "timeout_s": 0.3, "stream": True}
@@ -192,6 +218,19 @@ def test_readiness_while_loading_and_draining(fake_server: Any, fp32_bundle: Any
         service.engine.stop(drain=False)
         assert get("/health").status_code == get("/health/live").status_code == 503
         assert get("/health/ready").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+def test_head_answers_like_get_without_a_body(
+    fake_server: Any, fp32_bundle: Any, path: str
+) -> None:
+    with fake_server(decoder(fp32_bundle, None)) as server:
+        for status in (200, 503):
+            head, get = server.client.head(path), server.client.get(path)
+            assert head.status_code == get.status_code == status
+            assert head.content == b"" and get.content
+            assert head.headers["Content-Type"] == get.headers["Content-Type"]
+            server.engine.stop(drain=False)
 
 
 def test_metrics_have_bounded_labels(client: httpx.Client) -> None:

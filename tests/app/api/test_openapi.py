@@ -23,6 +23,17 @@ def test_the_page_needs_no_other_host(client: httpx.Client) -> None:
         assert client.get(f"/static-offline-docs/{asset}").status_code == 200
 
 
+def test_the_page_is_the_first_one(client: httpx.Client) -> None:
+    response = client.get("/", follow_redirects=False)
+    assert (response.status_code, response.headers["Location"]) == (307, "/docs")
+
+
+def test_the_document_has_the_form_of_openapi(document: Any) -> None:
+    operations = [o for path in document["paths"].values() for o in path.values()]
+    assert len({o["operationId"] for o in operations}) == len(operations)
+    assert "/" not in document["paths"] and set(document["paths"]["/health"]) == {"get"}
+
+
 def test_every_example_of_a_request_is_answered(client: httpx.Client, document: Any) -> None:
     for path in ("/v1/translate", "/v1/generate"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
@@ -38,7 +49,7 @@ def test_answers_and_errors_are_described_with_examples(document: Any) -> None:
     )
     for path in ("/v1/translate", "/v1/generate"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "413", "415", "422", "503", "504"}
+        assert set(responses) == {"200", "400", "408", "413", "415", "422", "503", "504"}
         for status, response in responses.items():
             for kind, content in response["content"].items():
                 assert content.get("example"), (path, status, kind)

@@ -1,0 +1,154 @@
+"""`gpt2-mt serve` as a process of its own: what becomes of requests when it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import app
+from app.bundle import Bundle
+
+CODE = """\
+import argparse; from app import cli
+p = argparse.ArgumentParser(); cli.register(p.add_subparsers())
+a = p.parse_args(['serve', '--port', '0', '--slots', '1'])
+raise SystemExit(a.run(a))
+"""
+PROMPTS = 5  # of a request; they run one after the other, in the only slot
+LONG = {"prompt": ["The"] * PROMPTS, "max_tokens": 120}
+
+
+class Process:
+    """A running server, and requests that are under way on it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+        self._pool = ThreadPoolExecutor(64)
+        port = self._wait(lambda: re.search(r"running on http://[\d.]+:(\d+)", self.errors))[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def signal(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def generate(self, count: int) -> list[Future[httpx.Response]]:
+        """That many requests, which the engine has accepted."""
+
+        def accepted() -> bool:
+            text = self.client.get("/metrics").text
+            names = r"queue_depth|active_slots|sequences_total\{.*\}"  # waiting, running, ended
+            found = re.findall(rf"^gpt2mt_(?:{names}) (\S+)$", text, re.M)
+            return sum(map(float, found)) >= count * PROMPTS
+
+        post = self.client.post
+        sent = [self._pool.submit(post, "/v1/generate", json=LONG) for _ in range(count)]
+        self._wait(accepted)
+        return sent
+
+    def ended(self, within_s: float) -> None:
+        """It ended by itself, in time, and without a word of what went wrong."""
+        assert self._process.wait(within_s) in (0, -signal.SIGTERM)
+        assert "Traceback" not in self.errors and " ERROR " not in self.errors, self.errors
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._pool.shutdown()
+        self.client.close()
+
+    def _wait(self, condition: Callable[[], Any]) -> Any:
+        end = time.monotonic() + 20
+        while not (found := condition()):
+            assert self._process.poll() is None and time.monotonic() < end, self.errors
+            time.sleep(0.01)
+        return found
+
+
+Start = Callable[[float], contextlib.AbstractContextManager[Process]]
+
+
+@pytest.fixture
+def start(int8_bundle: Bundle, tmp_path: Path) -> Start:
+    @contextlib.contextmanager
+    def started(drain_s: float) -> Iterator[Process]:
+        environment = {**os.environ, "GPT2MT_THREADS": "1", "GPT2MT_DRAIN_S": str(drain_s)}
+        environment["GPT2MT_BUNDLE"] = str(int8_bundle.path)
+        errors = tmp_path / "stderr"
+        with errors.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-c", CODE],
+                cwd=Path(app.__file__).parents[1],
+                env=environment,
+                stderr=stream,
+            )
+        running = Process(process, errors)
+        try:
+            yield running
+        finally:
+            running.close()
+
+    return started
+
+
+def refused(response: httpx.Response) -> bool:
+    return (
+        response.status_code == 503
+        and response.headers["Content-Type"] == "application/problem+json"
+        and response.json()["code"] == "not_ready"
+        and int(response.headers["Retry-After"]) > 0
+    )
+
+
+def test_accepted_requests_are_finished_and_later_ones_refused(start: Start) -> None:
+    with start(30) as server:
+        body = {**LONG, "stream": True}
+        sent = server.generate(5)
+        with server.client.stream("POST", "/v1/generate", json=body) as stream:
+            lines = stream.iter_lines()
+            server.signal()
+            while not refused(ready := server.client.get("/health/ready")):
+                assert ready.status_code == 200  # the signal is on its way
+            assert server.client.get("/health/live").status_code == 200
+            assert refused(server.client.post("/v1/generate", json=LONG))
+            assert refused(httpx.post(server.client.base_url.join("/v1/translate"), json={}))
+            assert not all(one.done() for one in sent), "too short to tell"
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert [one.result().status_code for one in sent] == [200] * 5
+        server.ended(within_s=3)
+
+
+def test_what_does_not_end_in_time_is_refused(start: Start) -> None:
+    with start(0.05) as server:
+        sent = server.generate(6)
+        server.signal()
+        answers = [one.result() for one in sent]
+        assert all(answer.status_code == 200 or refused(answer) for answer in answers)
+        assert any(map(refused, answers))
+        server.ended(within_s=3)
+
+
+def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+    with start(60) as server:
+        sent = server.generate(12)
+        server.signal()
+        while server.client.get("/health/ready").status_code == 200:
+            pass
+        server.signal()
+        server.ended(within_s=1.5)
+        assert any(refused(one.result()) for one in sent)
