@@ -3,9 +3,10 @@
 Sequences go in, one `step` at a time comes out as a `StepReport`: tokens and ends, in order, and
 what was measured. A step is either prefill runs (waiting sequences enter free slots, jobs in turn,
 with others of similar length) or one decode run of all active rows; while both have work, a decode
-run follows every few hundred prompt tokens. A run that raises is repeated; if it fails again, the row that makes it fail is found by
-running ever smaller prefixes of the batch, and that row alone starts again from its prompt, without
-telling its tokens twice, or fails for good. No failure leaks a slot.
+run follows every few hundred prompt tokens. A run that raises is repeated; if it fails again, the
+row that makes it fail is found by running ever smaller prefixes of the batch, and that row alone
+starts again from its prompt, without telling its tokens twice, or fails for good. No failure leaks
+a slot.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Sequence:
     def start(self) -> None:
         options = self.request.sampling
         plain = options.temperature == 0.0 and options.repetition_penalty == 1.0
-        self.sampler = None if plain and not options.no_repeat_ngram else Sampler(options, self.request.prompt)
+        plain = plain and not options.no_repeat_ngram
+        self.sampler = None if plain else Sampler(options, self.request.prompt)
         self.generated = 0
         self.attempts += 1
 

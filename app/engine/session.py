@@ -91,19 +91,22 @@ def create_session(
     return session
 
 
+_Kind = tuple[str, tuple[int, ...]]  # a node's type, and those of its dimensions that are fixed
+
+
 def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
     """Names, types and sizes of the graph against the manifest; raises BundleError naming one."""
     model, names = bundle.manifest.model, bundle.manifest.graph
-    cache = (f"tensor({'float' if names.cache_dtype == 'float32' else 'float16'})",
-             (model.heads, model.head_size))  # fmt: skip
-    wanted_in: dict[str, tuple[str, tuple[int, ...]]] = {
+    dtype = "float" if names.cache_dtype == "float32" else "float16"
+    cache: _Kind = (f"tensor({dtype})", (model.heads, model.head_size))
+    wanted_in: dict[str, _Kind] = {
         names.ids: ("tensor(int64)", ()),
         names.positions: ("tensor(int64)", ()),
         names.last_index: ("tensor(int64)", ()),
         names.seqlens_k: ("tensor(int32)", ()),
         names.total_sequence_length: ("tensor(int32)", ()),
     }
-    wanted_out = {names.logits: ("tensor(float)", (model.vocabulary,))}
+    wanted_out: dict[str, _Kind] = {names.logits: ("tensor(float)", (model.vocabulary,))}
     for layer in range(model.layers):
         for name in (names.past_key, names.past_value):
             wanted_in[name.format(layer=layer)] = cache
