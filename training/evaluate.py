@@ -21,7 +21,7 @@ from training.model import GPT, MaskMode
 from training.objectives import cross_entropy_sum
 
 # As the server translates; a test of export holds the two equal.
-NO_REPEAT_NGRAM, NGRAM_REPEATS = 4, 3
+NO_REPEAT_NGRAM, NGRAM_REPEATS = 3, 3
 
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:

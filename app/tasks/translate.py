@@ -26,7 +26,7 @@ from app.text.tokenizer import Detokenizer, TextTokenizer
 AUTO = "auto"
 # Greedy; a translation that falls into a loop would otherwise run to its limit. Three times are
 # free and the source's own repetitions are followed: numbers and emoji repeat their tokens rightly.
-SAMPLING = Sampling(no_repeat_ngram=4, ngram_repeats=3)
+SAMPLING = Sampling(no_repeat_ngram=3, ngram_repeats=3)
 
 
 @dataclass(frozen=True, slots=True)
