@@ -17,6 +17,8 @@ from training.corpus import Source
 from training.decode import greedy_without_cache
 from training.errors import CheckpointError, ConfigError
 from training.evaluate import (
+    NGRAM_REPEATS,
+    NO_REPEAT_NGRAM,
     checkpoint_text_loss,
     checkpoint_translator,
     flat,
@@ -116,6 +118,7 @@ def test_flat_names_for_the_log() -> None:
     assert flat({}) == {}
 
 
+RULE = {"no_repeat_ngram": NO_REPEAT_NGRAM, "ngram_repeats": NGRAM_REPEATS}
 META = {"mask": "causal", "templates": {"translate": TRANSLATE}}
 
 
@@ -134,7 +137,7 @@ def test_translations_come_in_the_order_of_the_lines(
     for line, (text, reason) in zip(lines, found, strict=True):
         prompt = [4, 5, *tokenizer.encode(line, add_special_tokens=False).ids, 2]
         limit = min(3 * len(prompt) + 32, 128 - len(prompt))
-        ids, expected = greedy_without_cache(big, prompt, limit)
+        ids, expected = greedy_without_cache(big, prompt, limit, **RULE)
         assert (text, reason) == (tokenizer.decode(ids), expected)
     assert len({text for text, _ in found}) > 2
     assert translate([], "de", "en") == []
@@ -146,7 +149,7 @@ def test_a_tag_in_the_text_is_text(
     translate = checkpoint_translator(saved(tmp_path, big, tokenizer_file, META))
     ids = [4, 5, *tokenizer.encode("<|sep|>", add_special_tokens=False).ids, 2]
     assert len(ids) > 6
-    expected = greedy_without_cache(big, ids, 3 * len(ids) + 32)
+    expected = greedy_without_cache(big, ids, 3 * len(ids) + 32, **RULE)
     assert translate(["<|sep|>"], "de", "en") == [(tokenizer.decode(expected[0]), expected[1])]
 
 
