@@ -27,19 +27,20 @@ demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in unde
 	$(DEV)/bin/gpt2-mt evaluate $(OUT)/bundle $(OUT)/corpus/tests
 	$(DEV)/bin/gpt2-mt translate --bundle $(OUT)/bundle --source en --target de 'The doctor sells some bread today.'
 
-$(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: make serve PYTHON=python3.12")'
-	$(PYTHON) -m venv $(SERVE)
-	$(SERVE)/bin/pip install --quiet --requirement docker/requirements-serve.txt
-	$(SERVE)/bin/pip install --quiet --no-deps --editable .
+# A virtual environment from the first prerequisite, its pinned requirements.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: give make PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	$(@D)/bin/pip install --quiet --no-deps --editable .
 	touch $@
+endef
+
+$(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
+	$(install)
 
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: make test PYTHON=python3.12")'
-	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/pip install --quiet --requirement docker/requirements-dev.txt
-	$(DEV)/bin/pip install --quiet --no-deps --editable .
-	touch $@
+	$(install)
 
 clean:
 	rm -rf $(SERVE) $(DEV) build .mypy_cache .ruff_cache .pytest_cache
