@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -52,12 +53,12 @@ class Tags:
 
 
 class PairRows:
-    """Both directions of all pair shards as examples."""
+    """The directions of all pair shards as examples; `directions` are globs over "en-de"."""
 
     def __init__(self, shards: Sequence[Shard], weights: Sequence[float], tags: Tags,
-                 max_tokens: int) -> None:  # fmt: skip
+                 max_tokens: int, directions: Sequence[str] = ()) -> None:  # fmt: skip
         self.shards, self.weights, self.tags = shards, weights, tags
-        self.max_tokens = max_tokens
+        self.max_tokens, self.globs = max_tokens, directions or ("*",)
         self.sizes = [s.lengths[0::2] + s.lengths[1::2] + 4 for s in shards]
 
     def choose(self, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -65,12 +66,18 @@ class PairRows:
         chosen = []
         for i, (size, weight) in enumerate(zip(self.sizes, self.weights, strict=True)):
             fitting = np.flatnonzero(size <= self.max_tokens)
-            for direction in (0, 1):
+            for direction in self.directions_of(self.shards[i]):
                 picked = sample(fitting, weight, rng)
                 columns = (np.full_like(picked, i), picked, np.full_like(picked, direction))
                 chosen.append(np.stack(columns, axis=1))
         examples = np.concatenate(chosen) if chosen else np.zeros((0, 3), np.int64)
         return examples[rng.permutation(len(examples))]
+
+    def directions_of(self, shard: Shard) -> list[int]:
+        """Which way a shard's pairs are read: 0 first to second language, 1 back."""
+        first, second = shard.header.languages
+        names = (f"{first}-{second}", f"{second}-{first}")
+        return [i for i in (0, 1) if any(fnmatchcase(names[i], glob) for glob in self.globs)]
 
     def length_of(self, examples: NDArray[np.int64]) -> NDArray[np.int64]:
         lengths = np.zeros(len(examples), np.int64)

@@ -18,6 +18,7 @@ from training.errors import ConfigError
 
 K = TypeVar("K")
 Stage = Literal["pretrain", "finetune"]
+BOUNDS = ("steps", "tokens", "minutes")
 RECIPES = Path(__file__).parent / "configs"
 
 
@@ -29,6 +30,10 @@ class DataConfig:
     sources, and `mono/`, are read.
     `max_tokens` bounds one example (prompt and target together) and is the length of text rows.
     `text_share` is the part of fine-tuning batches that are plain text, so that generation stays.
+    `directions` are globs over "en-de"; empty means every direction of every pair.
+    `tasks` are the names of text-to-text tasks to learn besides (files `*.task-<name>.tsv[.gz]`).
+    `source_noise` is the share of source tokens that training hides behind `<|mask|>`.
+    `min_score` drops machine translations whose mean log-probability a token is lower.
     `licences` maps globs in the same way to what the checkpoint's meta.json says of a source.
     """
 
@@ -38,6 +43,10 @@ class DataConfig:
     max_tokens: int = 128
     text_share: float = 0.0
     valid_examples: int = 200
+    directions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    source_noise: float = 0.0
+    min_score: float = -100.0
     licences: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +64,92 @@ class DataConfig:
             raise ConfigError(f"data.text_share = {self.text_share}: must be in [0, 1)")
         if self.valid_examples < 0:
             raise ConfigError(f"data.valid_examples = {self.valid_examples}: must be 0 or more")
+        if not 0 <= self.source_noise < 1:
+            raise ConfigError(f"data.source_noise = {self.source_noise}: must be in [0, 1)")
+        if not -math.inf < self.min_score <= 0:
+            raise ConfigError(f"data.min_score = {self.min_score}: must be 0 or less")
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """Weights of what pretraining minimises, each a mean over its own positions; 0 is off.
+
+    `causal`: next token. `masking`: restore tokens behind `<|mask|>`, full attention mask.
+    `infilling`: fill in the middle, causal mask (Bavarian et al. 2022). `replaced`: tell original
+    from replaced tokens (ELECTRA, Clark et al. 2020), full mask. `next_sentence`: does the second
+    segment follow the first (BERT, Devlin et al. 2019), on the rows of masking and replacement.
+    `auxiliary_share` of a batch's rows serve the other forms than causal, in equal parts.
+    """
+
+    causal: float = 1.0
+    masking: float = 0.0
+    infilling: float = 0.0
+    replaced: float = 0.0
+    next_sentence: float = 0.0
+    auxiliary_share: float = 0.25
+    mask_rate: float = 0.15
+    mask_form: Literal["random", "span"] = "random"
+    replacements: Literal["random", "generator"] = "random"
+    negatives: Literal["random", "swapped"] = "random"
+
+    def __post_init__(self) -> None:
+        weights = ("causal", "masking", "infilling", "replaced", "next_sentence")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"objectives.{name} = {getattr(self, name)}: must be 0 or more")
+        if not any(getattr(self, name) for name in weights[:-1]):
+            raise ConfigError("objectives: one of causal, masking, infilling, replaced must be on")
+        if self.next_sentence and not (self.masking or self.replaced):
+            raise ConfigError(
+                f"objectives.next_sentence = {self.next_sentence}: works on the rows of "
+                "objectives.masking or objectives.replaced; switch one of them on"
+            )
+        for name in ("auxiliary_share", "mask_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"objectives.{name} = {getattr(self, name)}: must be in (0, 1)")
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Learning from teachers besides the labels; `teachers` maps globs over directions ("en-de",
+    "*-fr") or languages of text ("zh") to checkpoint folders, the first match counts.
+
+    `words` is the weight a of a T^2 KL(teacher, student) + (1 - a) labels over the teacher's
+    `top_k` tokens at `temperature` T (Tan et al. 2019). `hidden` and `relations` weigh the distance
+    of last hidden states and of key and value relations (MiniLM v2, Wang et al. 2021).
+    With `selective` a direction is distilled only while the student's BLEU on held-out pairs is
+    below its teacher's plus `margin`.
+    """
+
+    teachers: dict[str, str] = field(default_factory=dict)
+    words: float = 0.0
+    temperature: float = 1.0
+    top_k: int = 8
+    hidden: float = 0.0
+    relations: float = 0.0
+    relation_heads: int = 4
+    selective: bool = False
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.words <= 1:
+            raise ConfigError(f"distil.words = {self.words}: must be in [0, 1]")
+        for name in ("hidden", "relations"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"distil.{name} = {getattr(self, name)}: must be 0 or more")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"distil.temperature = {self.temperature}: must be above 0")
+        for name in ("top_k", "relation_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"distil.{name} = {getattr(self, name)}: must be positive")
+        if not math.isfinite(self.margin):
+            raise ConfigError(f"distil.margin = {self.margin}: must be a number")
+        if (self.words or self.hidden or self.relations) and not self.teachers:
+            raise ConfigError("distil.teachers is empty: name at least one checkpoint folder")
+
+    @property
+    def on(self) -> bool:
+        return bool(self.words or self.hidden or self.relations)
 
 
 @dataclass(frozen=True)
@@ -83,19 +178,34 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, bounded by `steps` or by `minutes` of wall-clock (exactly one of them)."""
+    """One training run, bounded by `steps`, `tokens` or `minutes` of wall-clock (exactly one).
+
+    `source_loss` weighs a causal loss on the source side of pairs (causal mask only).
+    `ema` is the decay of an exponential moving average of the weights, `average` a number of
+    snapshots of the last fifth of the run to average; either becomes the checkpoint.
+    `init_layers` = "even" lets `--init` be a deeper model of the same width, every k-th layer of
+    which is taken. `parallel` says how the ranks of torchrun share the work.
+    """
 
     stage: Stage
     model: str
     data: DataConfig
     optimiser: OptimiserConfig = OptimiserConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    distil: DistilConfig = DistilConfig()
     steps: int = 0
+    tokens: int = 0
     minutes: float = 0.0
     batch_tokens: int = 4096  # padded tokens of one step, over all accumulated micro-batches
     accumulate: int = 1
     mask: Literal["causal", "prefix"] = "causal"
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    source_loss: float = 0.0
+    ema: float = 0.0
+    average: int = 0
+    init_layers: Literal["same", "even"] = "same"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     seed: int = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
@@ -104,9 +214,11 @@ class RunConfig:
     valid_steps: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.minutes < 0 or (self.steps > 0) == (self.minutes > 0):
+        bounds = (self.steps, self.tokens, self.minutes)
+        if min(bounds) < 0 or sum(bound > 0 for bound in bounds) != 1:
             raise ConfigError(
-                f"steps = {self.steps}, minutes = {self.minutes}: give one of them, above 0"
+                f"steps = {self.steps}, tokens = {self.tokens}, minutes = {self.minutes}: "
+                "give one of them, above 0"
             )
         for name in ("batch_tokens", "accumulate", "log_steps", "valid_steps"):
             if getattr(self, name) < 1:
@@ -122,9 +234,19 @@ class RunConfig:
             )
         if self.mask == "prefix" and self.stage == "pretrain":
             raise ConfigError("mask = 'prefix' is for stage = 'finetune'")
-        for name in ("label_smoothing", "dropout"):
+        for name in ("label_smoothing", "dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be in [0, 1)")
+        if not 0 <= self.source_loss < math.inf:
+            raise ConfigError(f"source_loss = {self.source_loss}: must be 0 or more")
+        if self.source_loss and self.mask == "prefix":
+            raise ConfigError(f"source_loss = {self.source_loss}: needs mask = 'causal'")
+        if self.average < 0 or (self.average and self.ema):
+            raise ConfigError(
+                f"average = {self.average}, ema = {self.ema}: give one of them, 0 or more"
+            )
+        if self.stage == "pretrain" and self.data.tasks:
+            raise ConfigError("data.tasks are for stage = 'finetune'")
 
 
 def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -173,8 +295,9 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{dotted}: {parent} is not a table")
     values[last] = value
-    if last in ("steps", "minutes") and not parents:  # the other bound gives way
-        values.pop("minutes" if last == "steps" else "steps", None)
+    if last in BOUNDS and not parents:  # the other bounds give way
+        for other in set(BOUNDS) - {last}:
+            values.pop(other, None)
 
 
 def build(kind: type[K], values: dict[str, Any], where: str) -> K:
@@ -203,7 +326,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise ConfigError(f"{where} = {value!r}: must be a list of strings")
         return tuple(value)
     if get_origin(hint) is dict:

@@ -126,8 +126,11 @@ def _streams(
     pairs = held_pairs = text = None
     length = data.max_tokens
     if config.stage == "finetune":
-        pairs = PairRows([train[i] for i in paired], [weights[i] for i in paired], tags, length)
-        held_pairs = PairRows([valid[i] for i in paired], [1.0] * len(paired), tags, length)
+        pairs, held_pairs = (
+            PairRows([shards[i] for i in paired], [passes[i] for i in paired], tags, length,
+                     data.directions)
+            for shards, passes in ((train, weights), (valid, [1.0] * len(train)))
+        )  # fmt: skip
     if config.stage == "pretrain" or data.text_share:
         text = TextRows(train, weights, tags.end, length)
     held_text = {}
