@@ -102,6 +102,7 @@ def _number(config: dict[str, object], key: str, default: float) -> float:
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"layers": 2, "width": 64, "heads": 2, "context": 128},
+    "micro": {"layers": 4, "width": 256, "heads": 4, "context": 512},  # ablations
     "mini": {"layers": 6, "width": 256, "heads": 4, "context": 512},  # hours on two cores
     "small": {"layers": 6, "width": 384, "heads": 6, "context": 512},  # a night on two cores
     "medium": {"layers": 8, "width": 512, "heads": 8, "context": 512},  # one GPU, an hour

@@ -99,14 +99,19 @@ def lines_of(
     return {language: list(of) for language, of in sorted(lines.items())}
 
 
-def score(test: TestSet, hypotheses: Sequence[tuple[str, str]]) -> Scores:
-    """Scores of (text, finish reason) for each line of the set, in order."""
+def score(
+    test: TestSet, hypotheses: Sequence[tuple[str, str]], lowercase: bool = False
+) -> Scores:
+    """Scores of (text, finish reason) for each line of the set, in order.
+
+    `lowercase` folds case in BLEU, as published Multi30k scores do (signature `case:lc`).
+    """
     if len(hypotheses) != len(test.references):  # sacreBLEU would score the shorter part
         raise ValueError(
             f"{len(hypotheses)} outputs for {len(test.references)} lines of {test.name}"
         )
     texts = [text for text, _ in hypotheses]
-    bleu = BLEU(tokenize=_TOKENIZERS.get(test.target, "13a"))
+    bleu = BLEU(lowercase=lowercase, tokenize=_TOKENIZERS.get(test.target, "13a"))
     chrf = CHRF()
     references = [list(test.references)]
     bleu_score = bleu.corpus_score(texts, references).score

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from hashlib import file_digest
 from hashlib import sha256 as hash256
 from pathlib import Path
@@ -204,7 +205,11 @@ def _remember(folder: Path, config: RunConfig) -> None:
 
 def _meta(config: RunConfig, sources: list[Source], digest: str) -> dict[str, Any]:
     both = {s.languages for s in sources if len(s.languages) == 2}
-    pairs = sorted(both | {(b, a) for a, b in both})
+    globs = config.data.directions or ("*",)
+    pairs = sorted(
+        (a, b) for a, b in both | {(b, a) for a, b in both}
+        if any(fnmatchcase(f"{a}-{b}", glob) for glob in globs)
+    )  # fmt: skip
     translates = config.stage == "finetune"
     return {
         "format_version": 1,

@@ -1,0 +1,196 @@
+"""What each part of the method is worth: many small runs of equal token budget, and their table.
+
+`python -m benchmarks.ablations run --corpus DIR --tests DIR --tokenizer FILE --out DIR` trains and
+scores every cell of ablations.toml with every seed; a cell that is done is skipped, one that was
+stopped goes on. `table --out DIR` prints the Markdown table. Cells that learn from teachers need
+`--teacher GLOB=CHECKPOINT` (probabilities) and `--teacher-files DIR` (translations, one-way files).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig, build
+
+SPEC = Path(__file__).with_suffix(".toml")
+Results = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="train and score the cells")
+    for name in ("--corpus", "--tests", "--tokenizer"):
+        run.add_argument(name, type=Path, required=True)
+    run.add_argument("--cells", help="names, separated by commas; default: all")
+    run.add_argument("--teacher", action="append", default=[], metavar="GLOB=CHECKPOINT")
+    run.add_argument("--teacher-files", type=Path, action="append", default=[])
+    run.add_argument("--threads", type=int, default=2)
+    run.set_defaults(run=run_cells)
+    show = commands.add_parser("table", help="print the tables of what is done")
+    show.set_defaults(run=print_tables)
+    for command in (run, show):
+        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--spec", type=Path, default=SPEC)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+    return 0
+
+
+def run_cells(arguments: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    spec = tomllib.loads(arguments.spec.read_text(encoding="utf-8"))
+    wanted = arguments.cells.split(",") if arguments.cells else [c["name"] for c in spec["cells"]]
+    for seed in spec["seeds"]:
+        for cell in spec["cells"]:
+            folder = arguments.out / f"{cell['name'].replace(' ', '')}-{seed}"
+            if cell["name"] in wanted and not (folder / "results.json").exists():
+                results = run_cell(spec, cell, seed, folder, arguments)
+                text = json.dumps({"cell": cell["name"], "seed": seed, **results}, indent=2)
+                (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+
+
+def run_cell(
+    spec: Results, cell: Results, seed: int, folder: Path, arguments: argparse.Namespace
+) -> Results:
+    from training.stages import start
+
+    results: Results = {}
+    checkpoint: Path | None = None
+    common = (arguments.corpus, arguments.tokenizer, [arguments.tests])
+    for stage in ("pretrain", "finetune"):
+        if stage == "pretrain" and stage not in cell:
+            continue
+        teach = cell.get("teach", "") if stage == "finetune" else ""
+        config = config_of(spec, cell, stage, seed, arguments.teacher if teach else [])
+        adds = arguments.teacher_files if teach in ("sequences", "both") else []
+        began = time.monotonic()
+        if cell.get("library") == "marian":
+            from benchmarks import encoder_decoder
+
+            library = encoder_decoder.run(config, *common, folder / stage, spec["sets"])
+            return {**library, "seconds": {"finetune": library["seconds"]}}
+        checkpoint = start(
+            config, common[0], folder / stage, common[1], checkpoint, common[2], adds=adds,
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        results.setdefault("seconds", {})[stage] = seconds_of(folder / stage, began)
+        if stage == "pretrain":
+            results["text"] = bits_per_byte(checkpoint, arguments.tests, spec["text_set"])
+            results["auxiliary"] = last_validation(folder / stage)
+    assert checkpoint is not None
+    results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"])
+    return results
+
+
+def config_of(
+    spec: Results, cell: Results, stage: str, seed: int, teachers: Iterable[str]
+) -> RunConfig:
+    values: Results = {}
+    for layer in (spec["base"], spec[stage], cell.get(stage, {}), {"stage": stage, "seed": seed}):
+        merge(values, layer)
+    if "distil" in values:
+        values["distil"]["teachers"] = dict(t.split("=", 1) for t in teachers)
+    return build(RunConfig, values, f"{cell['name']}: ")
+
+
+def merge(values: Results, layer: Results) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            merge(values.setdefault(key, {}), value)
+        else:
+            values[key] = value
+
+
+def seconds_of(folder: Path, began: float) -> float:
+    """Training time by the run's own clock, which a stop and a resume do not disturb."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["elapsed_s"]) if lines else time.monotonic() - began
+
+
+def last_validation(folder: Path) -> dict[str, float]:
+    for line in reversed((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        entry = json.loads(line)
+        found = {k: v for k, v in entry.items() if k.startswith("valid/")}
+        if found:
+            return found
+    return {}
+
+
+def bits_per_byte(checkpoint: Path, tests: Path, name: str) -> dict[str, float]:
+    from training.evaluate import checkpoint_text_loss
+    from training.scores import lines_of
+
+    measure = checkpoint_text_loss(checkpoint)
+    meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
+    found = {}
+    for language, lines in lines_of(tests, meta["languages"], [name], 200).items():
+        bits, _, size = measure(lines)
+        found[language] = bits / size
+    return found
+
+
+def scores_of(checkpoint: Path, tests: Path, sets: list[str]) -> list[Results]:
+    from training.evaluate import checkpoint_translator
+    from training.scores import find_sets, score
+
+    translate = checkpoint_translator(checkpoint)
+    meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
+    learnt = [tuple(pair) for pair in meta["pairs"]]
+    rows = []
+    for test in find_sets(tests, meta["languages"], sets):
+        if (test.source, test.target) in learnt:
+            outputs = translate(test.sources, test.source, test.target)
+            rows.append(score(test, outputs).as_dict())
+    return rows
+
+
+def print_tables(arguments: argparse.Namespace) -> None:
+    done: dict[str, list[Results]] = {}
+    for file in sorted(arguments.out.glob("*/results.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        done.setdefault(results["cell"], []).append(results)
+    spec = tomllib.loads(arguments.spec.read_text(encoding="utf-8"))
+    names = [c["name"] for c in spec["cells"] if c["name"] in done]
+    rows = [row for name in names for row in done[name][0]["scores"]]
+    directions = sorted({f"{row['source']}-{row['target']}" for row in rows})
+    heads = [f"{d} {m}" for d in directions for m in ("BLEU", "chrF")]
+    sys.stdout.write("| cell | seeds | seconds | bits per byte | " + " | ".join(heads)
+                     + " | mean BLEU |\n|---|" + "---:|" * (len(heads) + 4) + "\n")  # fmt: skip
+    for name in names:
+        runs = done[name]
+        cells = [name, str(len(runs)), spread([sum(r["seconds"].values()) for r in runs], 0)]
+        texts = [statistics.fmean(r["text"].values()) for r in runs if "text" in r]
+        cells.append(spread(texts, 3) if texts else "")
+        for direction in directions:
+            for metric in ("bleu", "chrf"):
+                cells.append(spread([figure(r, direction, metric) for r in runs]))
+        means = [statistics.fmean(row["bleu"] for row in r["scores"]) for r in runs]
+        sys.stdout.write("| " + " | ".join([*cells, spread(means)]) + " |\n")
+    signatures = {row[f"{metric}_signature"] for row in rows for metric in ("bleu", "chrf")}
+    sys.stdout.write("\n" + "".join(f"- `{s}`\n" for s in sorted(signatures)))
+
+
+def figure(results: Results, direction: str, metric: str) -> float:
+    rows = [r for r in results["scores"] if f"{r['source']}-{r['target']}" == direction]
+    return float(rows[0][metric])
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and half the range."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values):,.{digits}f} ± {half:.{digits}f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
