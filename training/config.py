@@ -262,7 +262,7 @@ def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
         raise ConfigError(f"recipe {path}: {error}") from None
     for key, value in (overrides or {}).items():
-        _assign(values, key, value)
+        assign(values, key, value)
     return build(RunConfig, values, "")
 
 
@@ -288,7 +288,7 @@ def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     return flat
 
 
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
