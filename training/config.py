@@ -271,18 +271,18 @@ def differences(before: dict[str, Any], now: RunConfig) -> Iterator[tuple[str, A
 
     A key that the run did not know yet counts with its default.
     """
-    old, new = (_flat(json.loads(json.dumps(asdict(c))))
+    old, new = (flat(json.loads(json.dumps(asdict(c))))
                 for c in (build(RunConfig, before, ""), now))  # fmt: skip
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)
 
 
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{key}.")
+            flat |= flat(value, f"{where}{key}.")
         else:
             flat[f"{where}{key}"] = value
     return flat

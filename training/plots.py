@@ -19,6 +19,7 @@ Line = tuple[Sequence[float], Sequence[float]]  # x and y
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
 _MANY = 2  # more lines or series than this get a legend outside the axes
+_FEW = 16  # bars up to this number carry their values
 
 
 def curves(
@@ -54,11 +55,12 @@ def bars(
         places = [at + (i - (len(series) - 1) / 2) * width for at in range(len(groups))]
         axes.bar(places, values, width, label=label, color=_COLOURS[i % len(_COLOURS)],
                  yerr=(spread or {}).get(label), capsize=2, error_kw={"linewidth": 1})  # fmt: skip
-        if len(groups) * len(series) <= 16:
-            for place, value in zip(places, values, strict=True):
-                if math.isfinite(value):
-                    axes.annotate(f"{value:.1f}", (place, value), ha="center", va="bottom",
-                                  xytext=(0, 1), textcoords="offset points", fontsize=7)  # fmt: skip
+        tops = [v + s for v, s in zip(values, (spread or {}).get(label) or [0.0] * len(values),
+                                      strict=True)]  # fmt: skip
+        for place, top, value in zip(places, tops, values, strict=True):
+            if len(groups) * len(series) <= _FEW and math.isfinite(value):
+                axes.annotate(f"{value:.1f}", (place, top), ha="center", va="bottom",
+                              xytext=(0, 2), textcoords="offset points", fontsize=7)  # fmt: skip
     axes.set_xticks(range(len(groups)), groups, rotation=45 if len(groups) > 6 else 0,
                     ha="right" if len(groups) > 6 else "center")  # fmt: skip
     return _finish(figure, axes, path, len(series))

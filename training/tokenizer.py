@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from training.corpus import Cleaner, Source
+from training.corpus import Cleaner, Source, weight_of
 from training.errors import ConfigError, CorpusError
 
 END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
@@ -50,6 +50,27 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, languages: Sequence[s
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def make_tokenizer(
+    sources: Sequence[Source], weights: dict[str, float], languages: Sequence[str],
+    vocabulary: int, megabytes: float, out: Path, sets: dict[str, dict[str, list[str]]],
+) -> str:  # fmt: skip
+    """Write tokenizer.json into `out`, and report.txt, which is returned: on the sample and on
+    aligned lines by set and language."""
+    texts = balanced_sample(
+        sources, {s.key: weight_of(s, weights) for s in sources}, megabytes, Cleaner()
+    )
+    tokenizer = train_tokenizer((t for side in texts.values() for t in side), vocabulary, languages)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer = load_tokenizer(out / "tokenizer.json")
+    sample = {code: side[:2000] for code, side in texts.items()}
+    written = [f"sample\n{table(report(tokenizer, sample, aligned=False))}"]
+    written += [f"{name}\n{table(report(tokenizer, lines))}" for name, lines in sets.items()]
+    text = "\n\n".join(written) + "\n"
+    (out / "report.txt").write_text(text, encoding="utf-8")
+    return text
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
