@@ -279,13 +279,13 @@ def differences(before: dict[str, Any], now: RunConfig) -> Iterator[tuple[str, A
 
 
 def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= flat(value, f"{where}{key}.")
+            found |= flat(value, f"{where}{key}.")
         else:
-            flat[f"{where}{key}"] = value
-    return flat
+            found[f"{where}{key}"] = value
+    return found
 
 
 def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
