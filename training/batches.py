@@ -9,8 +9,9 @@ alone: a cursor (epoch, index) is all that a resumed run needs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,25 +22,35 @@ from training.errors import CorpusError
 from training.shards import Shard, Side
 
 IGNORED = -100  # a target position without loss
+Form = Literal["pairs", "task", "text"]
 POOL = 64  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` and `targets` (batch, time); `lengths` and `prefix` (batch,), both in tokens."""
+    """`ids` and `targets` (batch, time); `lengths` and `prefix` (batch,), both in tokens.
+
+    `form` says what the rows are for and so which losses they have; `extra` holds what only some
+    forms need, by name.
+    """
 
     ids: Tensor
     targets: Tensor
     lengths: Tensor
     prefix: Tensor
     tag: str = ""  # "en-de", or the language of text
+    form: Form = "pairs"
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.ids.to(device, non_blocking=True), self.targets.to(device, non_blocking=True),
-            self.lengths.to(device, non_blocking=True), self.prefix.to(device, non_blocking=True),
-            self.tag,
-        )  # fmt: skip
+        ids, targets, lengths, prefix = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.ids, self.targets, self.lengths, self.prefix)
+        )
+        extra = {k: tensor.to(device, non_blocking=True) for k, tensor in self.extra.items()}
+        return replace(
+            self, ids=ids, targets=targets, lengths=lengths, prefix=prefix, extra=extra
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,8 @@ class TextRows:
             ids[i] = self._cut(documents, starts, int(row) * self.width)
         tensor = torch.from_numpy(ids)
         lengths = torch.full((len(rows),), self.width)
-        return Batch(tensor[:, :-1], tensor[:, 1:].contiguous(), lengths, lengths * 0, tag)
+        return Batch(tensor[:, :-1], tensor[:, 1:].contiguous(), lengths, lengths * 0, tag,
+                     "text")  # fmt: skip
 
     def _cut(
         self, documents: NDArray[np.int64], starts: NDArray[np.int64], begin: int

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 from training.batches import IGNORED, Batch, PairRows, TextRows
 from training.decode import greedy
+from training.losses import cross_entropy_sum
 from training.model import GPT, MaskMode
-from training.objectives import cross_entropy_sum
 
 # As the server translates; a test of export holds the two equal.
 NO_REPEAT_NGRAM, NGRAM_REPEATS = 3, 3

@@ -1,9 +1,10 @@
-"""The training loop, the only one: both stages call it with a model, a stream and a run folder.
+"""The training loop, the only one: both stages call it with a learner, a stream and a run folder.
 
-A step draws micro-batches, accumulates their gradients over the total of target tokens, clips,
-steps and logs. The run is bounded by steps or by wall-clock; its state is checkpointed every few
-minutes, and a run killed at any instant goes on from its last checkpoint: with a bound in steps and
-the same number of threads, with bit-identical losses.
+A step draws micro-batches, accumulates the gradients of the learner's terms, each over its
+positions in the whole step, clips, steps and logs. The run is bounded by steps, by tokens or by
+wall-clock; its state is checkpointed every few
+minutes, and a run killed at any instant goes on from its last checkpoint: unless bounded by the
+clock, and with the same number of threads, with bit-identical losses.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from training.batches import IGNORED, Batch, Cursor, Stream
+from training.batches import Batch, Cursor, Stream
 from training.checkpoint import (
     load_checkpoint,
     load_state,
@@ -34,11 +36,10 @@ from training.checkpoint import (
 )
 from training.config import RunConfig
 from training.errors import CheckpointError, TrainingError
-from training.model import GPT
-from training.objectives import cross_entropy_sum
+from training.learner import Learner, step_counts
 from training.optim import build_optimisers, rate_factor
 
-Validate = Callable[[GPT], dict[str, float]]
+Validate = Callable[[Learner], dict[str, float]]
 
 
 def autocast(
@@ -59,40 +60,32 @@ def autocast(
     return torch.autocast(device.type, dtype), dtype
 
 
-def batch_loss(
-    model: GPT, batch: Batch, mask: str, smoothing: float, dtype: torch.dtype,
-    hidden_of: Callable[..., Any] | None = None,
-) -> tuple[Tensor, int]:  # fmt: skip
-    """Sum of losses over a batch's target positions, and how many those are."""
-    forward = hidden_of or model
-    hidden, _ = forward(batch.ids, mask=mask, lengths=batch.lengths, prefix=batch.prefix)
-    chosen = batch.targets != IGNORED
-    targets = batch.targets[chosen]
-    weight = model.transformer["wte"].weight
-    loss = cross_entropy_sum(hidden[chosen].float(), weight, targets, smoothing, dtype)  # type: ignore[arg-type]
-    return loss, len(targets)
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """What the random draws of a step (dropout, samples) start from: no state need be stored."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 class Run:
     """One run: `train` carries it from where its folder stands to its bound."""
 
     def __init__(
-        self, config: RunConfig, model: GPT, stream: Stream, folder: Path, meta: dict[str, Any],
-        tokenizer_file: Path, validate: Validate, progress: bool = True,
+        self, config: RunConfig, learner: Learner, stream: Stream, folder: Path,
+        meta: dict[str, Any], tokenizer_file: Path, validate: Validate, progress: bool = True,
     ) -> None:  # fmt: skip
-        self.config, self.model, self.stream, self.folder = config, model, stream, folder
+        self.config, self.learner, self.stream, self.folder = config, learner, stream, folder
+        self.model = learner.model
         self.meta, self.tokenizer_file, self.validate = meta, tokenizer_file, validate
         self.progress = progress
-        self.device = model.device
-        self.autocast, self.dtype = autocast(config, self.device)
-        self.optimisers = build_optimisers(model, config.optimiser)
-        self.forward = torch.compile(model, dynamic=True) if config.compile else model
+        self.device = self.model.device
+        self.autocast, _ = autocast(config, self.device)
+        self.optimisers = build_optimisers(learner, config.optimiser)
+        if config.compile:
+            self.model.compile(dynamic=True)
         self.cursor = Cursor()
         self.step, self.elapsed, self.tokens = 0, 0.0, 0
 
     def train(self) -> Path:
         """Run to the bound; returns the folder of the final checkpoint."""
-        torch.manual_seed(self.config.seed)
         self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "metrics.jsonl"
@@ -115,7 +108,7 @@ class Run:
                 file.write(json.dumps(entry) + "\n")
                 often = self.step % self.config.log_steps == 0
                 for key, value in entry.items():
-                    if key.startswith("valid/") or often and key in _BOARD:
+                    if key.startswith("valid/") or often and key.startswith(_BOARD):
                         board.add_scalar(key, value, self.step)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['tokens_per_s']:,.0f} tok/s")
                 bar.update(self._permille() - bar.n)
@@ -130,6 +123,8 @@ class Run:
     def _progress(self) -> float:
         if self.config.steps:
             return self.step / self.config.steps
+        if self.config.tokens:
+            return self.tokens / self.config.tokens
         return self.elapsed / (60 * self.config.minutes)
 
     def _permille(self) -> int:
@@ -139,23 +134,29 @@ class Run:
         return self._progress() >= 1
 
     def _one_step(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        config = self.config
-        micro = [next(batches).to(self.device) for _ in range(config.accumulate)]
-        total = sum(int((b.targets != IGNORED).sum()) for b in micro)
+        config, learner = self.config, self.learner
+        micro = [next(batches) for _ in range(config.accumulate)]
+        counts = step_counts(learner, micro)
+        over = learner.denominators(counts)
         factor = rate_factor(self._progress(), config.optimiser)
-        self.model.train()
-        loss_sum = torch.zeros((), device=self.device)
+        torch.manual_seed(step_seed(config.seed, self.step))
+        learner.train()
+        totals: dict[str, Tensor] = {}
         for batch in micro:
             with self.autocast:
-                loss, _ = batch_loss(self.model, batch, config.mask, config.label_smoothing,
-                                     self.dtype, self.forward)  # fmt: skip
-            (loss / total).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip)
+                terms = learner(batch.to(self.device))
+            loss = sum(learner.weights[k] * term.total / over[k] for k, term in terms.items())
+            loss.backward()  # type: ignore[no-untyped-call,union-attr]
+            for k, term in terms.items():
+                totals[k] = totals.get(k, 0.0) + term.total.detach()
+        sums = {k: float(total) for k, total in totals.items()}
+        mean = sum(learner.weights[k] * total / over[k] for k, total in sums.items())
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), config.optimiser.clip)
         if not torch.isfinite(norm):
             raise TrainingError(
-                f"step {self.step + 1}: loss {float(loss_sum) / total}, gradient norm "
-                f"{float(norm)}: the run diverged; try a lower optimiser.rate"
+                f"step {self.step + 1}: loss {mean}, gradient norm {float(norm)}: the run "
+                f"diverged at epoch {self.cursor.epoch}, batch {self.cursor.index - 1}; "
+                "try a lower optimiser.rate"
             )
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
@@ -166,16 +167,19 @@ class Run:
         read = sum(int(b.lengths.sum()) for b in micro)
         self.tokens += read
         return {
-            "step": self.step, "loss": float(loss_sum) / total, "rate": factor,
-            "gradient_norm": float(norm), "target_tokens": total, "read": read,
+            "step": self.step, "loss": mean,
+            **{f"loss/{k}": total / max(1, counts[k]) for k, total in sums.items()},
+            "rate": factor, "gradient_norm": float(norm),
+            "target_tokens": counts.total(), "read": read,
             "padding": round(1 - read / sum(b.ids.numel() for b in micro), 4),
             "elapsed_s": round(self.elapsed, 2), "epoch": self.cursor.epoch,
         }  # fmt: skip
 
     def _validated(self) -> dict[str, float]:
-        self.model.eval()
-        with torch.inference_mode(), self.autocast:
-            return self.validate(self.model)
+        self.learner.eval()
+        eager = torch.compiler.set_stance("force_eager")  # or each new shape would be compiled
+        with torch.inference_mode(), self.autocast, eager:
+            return self.validate(self.learner)
 
     def save(self) -> None:
         """Write checkpoint and state together, as one folder, in one move."""

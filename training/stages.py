@@ -34,6 +34,7 @@ from training.corpus import (
 )
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import flat, losses, token_bytes, valid_batches
+from training.learner import Learner
 from training.loop import Run, autocast
 from training.model import GPT, preset
 from training.shards import Shard, Side, prepare
@@ -64,8 +65,9 @@ def start(
     sizes = token_bytes(tokenizer)
     _, dtype = autocast(config, model.device)
     run = Run(
-        config, model, stream, folder, _meta(config, sources, digest), tokenizer_file,
-        validate=lambda m: flat(losses(m, held, sizes, config.mask, dtype)), progress=progress,
+        config, Learner(model, config, dtype), stream, folder, _meta(config, sources, digest),
+        tokenizer_file, progress=progress,
+        validate=lambda learner: flat(losses(learner.model, held, sizes, config.mask, dtype)),
     )  # fmt: skip
     return run.train()
 

@@ -15,7 +15,8 @@ from training import loop
 from training.batches import IGNORED, Batch, Cursor
 from training.config import RunConfig
 from training.errors import TrainingError
-from training.loop import Run, truncate_log
+from training.learner import Learner
+from training.loop import Run, autocast, step_seed, truncate_log
 from training.model import GPT, preset
 from training.optim import rate_factor
 
@@ -60,8 +61,9 @@ def make_run(
         torch.manual_seed(4)
         model = GPT(preset("test", 512, dropout=config.dropout))
         stream = Batches(batches or [random_batch(8, seed) for seed in range(3)])
-        return Run(config, model, stream, tmp_path / name, {}, tokenizer_file,  # type: ignore[arg-type]
-                   validate or (lambda model: {}), progress=False)  # fmt: skip
+        _, dtype = autocast(config, model.device)
+        return Run(config, Learner(model, config, dtype), stream, tmp_path / name, {},  # type: ignore[arg-type]
+                   tokenizer_file, validate or (lambda learner: {}), progress=False)  # fmt: skip
 
     return make
 
@@ -88,6 +90,7 @@ def test_the_log_says_what_was_done(make_run: Callable[..., Run]) -> None:
         assert (entry["step"], entry["target_tokens"]) == (i + 1, targets)
         assert entry["rate"] == rate_factor(i / 4, run.config.optimiser)
         assert entry["padding"] == pytest.approx(1 - read / 256, abs=1e-4)
+        assert entry["loss"] == entry["loss/translation"]
         assert entry["gradient_norm"] > 0 and entry["tokens_per_s"] > 0
     assert run.tokens == sum(int(batches[i % 3].lengths.sum()) for i in range(8))
 
@@ -110,11 +113,49 @@ def test_accumulated_micro_batches_are_one_batch(make_run: Callable[..., Run]) -
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
 
 
+def test_terms_are_weighed_and_logged_one_by_one(make_run: Callable[..., Run]) -> None:
+    run = make_run(steps=3, source_loss=0.4, accumulate=3)
+    run.train()
+    plain = make_run("plain", steps=3, accumulate=3)
+    plain.train()
+    for entry in log_of(run.folder):
+        mean = entry["loss/translation"] + 0.4 * entry["loss/source"]
+        assert entry["loss"] == pytest.approx(mean, rel=1e-6)
+    first, other = log_of(run.folder)[0], log_of(plain.folder)[0]
+    assert first["loss/translation"] == pytest.approx(other["loss"], rel=1e-6)
+    assert "loss/source" not in other
+
+
+def test_draws_of_a_step_depend_on_seed_step_and_rank_alone(make_run: Callable[..., Run]) -> None:
+    assert len({step_seed(*key) for key in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0))}) == 4
+    logs = []
+    for name in ("one", "two"):
+        run = make_run(name, steps=3, dropout=0.3)
+        torch.manual_seed(len(logs))  # of no effect
+        run.train()
+        logs.append([entry["loss"] for entry in log_of(run.folder)])
+    assert logs[0] == logs[1]
+    other = make_run("other", steps=3, dropout=0.3, seed=2)
+    other.train()
+    assert [entry["loss"] for entry in log_of(other.folder)] != logs[0]
+
+
+def test_a_bound_in_tokens(make_run: Callable[..., Run]) -> None:
+    run = make_run(tokens=500, steps=0, optimiser={"name": "adamw", "warmup": 0.2})
+    run.train()
+    read = 0
+    for entry in log_of(run.folder):
+        assert read < 500 and entry["rate"] == rate_factor(read / 500, run.config.optimiser)
+        read = sum(int(run.stream.batches[i % 3].lengths.sum())  # type: ignore[attr-defined]
+                   for i in range(entry["step"]))  # fmt: skip
+    assert run.tokens == read >= 500
+
+
 def test_bf16_follows_fp32(make_run: Callable[..., Run]) -> None:
     logs = []
     for precision in ("fp32", "bf16"):
         run = make_run(precision, steps=4, precision=precision)
-        assert run.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+        assert run.learner.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
         run.train()
         logs.append([entry["loss"] for entry in log_of(run.folder)])
     assert logs[0] != logs[1]
@@ -150,7 +191,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(make_run: Callable[.
         return real(batches)
 
     run._one_step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match="step 3: loss nan.*lower optimiser.rate"):
+    with pytest.raises(TrainingError, match="step 3: loss nan.*epoch 0, batch 2; try a lower"):
         run.train()
     assert json.loads((run.folder / "last" / "state.json").read_text())["step"] == 2
 
@@ -158,8 +199,8 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(make_run: Callable[.
 def test_validation_comes_in_its_steps_and_at_the_end(make_run: Callable[..., Run]) -> None:
     modes: list[bool] = []
 
-    def validate(model: GPT) -> dict[str, float]:
-        modes.append(model.training)
+    def validate(learner: Learner) -> dict[str, float]:
+        modes.append(learner.training or learner.model.training)
         return {"valid/en/loss": 1.5}
 
     run = make_run(steps=5, valid_steps=2, validate=validate, dropout=0.3)

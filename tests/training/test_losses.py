@@ -1,4 +1,4 @@
-"""The fused loss against the plain one, and gradients over micro-batches."""
+"""The fused loss against the plain one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import objectives
-from training.batches import IGNORED, Batch
-from training.loop import batch_loss
-from training.model import GPT
-from training.objectives import cross_entropy_sum, plain_cross_entropy_sum
+from training import losses
+from training.losses import cross_entropy_sum, plain_cross_entropy_sum
 
 
 def loss_and_gradients(
@@ -29,7 +26,7 @@ def loss_and_gradients(
 def test_fused_equals_plain(
     smoothing: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objectives, "BLOCK", 16)
+    monkeypatch.setattr(losses, "BLOCK", 16)
     hidden, weight = torch.randn(rows, 24), torch.randn(61, 24)
     targets = torch.randint(61, (rows,))
     fused = loss_and_gradients(True, hidden, weight, targets, smoothing)
@@ -70,36 +67,3 @@ def test_bf16_products_stay_close() -> None:
     rough = cross_entropy_sum(hidden, weight, targets, 0.0, torch.bfloat16)
     assert rough.dtype == torch.float32
     assert float(rough) == pytest.approx(float(exact), rel=0.01)
-
-
-def some_batch(rows: list[list[int]], prompts: list[int]) -> Batch:
-    width = max(map(len, rows)) - 1
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    targets = torch.full_like(ids, IGNORED)
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids[i, : len(row) - 1] = torch.tensor(row[:-1])
-        targets[i, prompt - 1 : len(row) - 1] = torch.tensor(row[prompt:])
-    lengths = torch.tensor([len(row) - 1 for row in rows])
-    return Batch(ids, targets, lengths, torch.tensor(prompts))
-
-
-@pytest.mark.parametrize("mask", ["causal", "prefix"])
-def test_sum_over_micro_batches_is_one_batch(model: GPT, mask: str) -> None:
-    rows = [[3, 5, 9, 11, 2, 50, 51, 0], [4, 6, 9, 2, 70, 0], [3, 5, 12, 13, 14, 15, 2, 8, 9, 0]]
-    prompts = [5, 4, 7]
-
-    def gradients(groups: list[list[int]]) -> tuple[float, list[Tensor]]:
-        model.zero_grad()
-        total = 0.0
-        for group in groups:
-            batch = some_batch([rows[i] for i in group], [prompts[i] for i in group])
-            loss, count = batch_loss(model, batch, mask, 0.1, torch.float32)
-            assert count == sum(len(rows[i]) - prompts[i] for i in group)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total, [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-    whole, parts = gradients([[0, 1, 2]]), gradients([[1], [0, 2]])
-    assert whole[0] == pytest.approx(parts[0], rel=1e-5)
-    for a, b in zip(whole[1], parts[1], strict=True):
-        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)

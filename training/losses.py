@@ -1,4 +1,4 @@
-"""What a run minimises: cross-entropy over the vocabulary at chosen positions.
+"""Cross-entropy over the vocabulary at chosen positions, what every loss on tokens is made of.
 
 Hidden states (n, width), the tied embedding (vocabulary, width) and target ids (n,) flow in, a sum
 of losses in nats flows out. The fused form never holds more than a block of logits and computes

@@ -1,0 +1,103 @@
+"""What the loop drives: the model, its auxiliary heads, and the terms that a run minimises.
+
+A batch flows in, and out flow the terms that its form has a part in, each a sum in nats over its
+positions. The loop divides by the positions of the whole step, so that neither the number of
+micro-batches nor that of ranks changes a loss. Only `model` is kept when training is over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.batches import IGNORED, Batch
+from training.config import RunConfig
+from training.losses import cross_entropy_sum
+from training.model import GPT
+
+POOLED = ("translation", "text", "task")  # their positions weigh alike; the data set their shares
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of one micro-batch: its sum over `count` positions, in nats."""
+
+    total: Tensor
+    count: int
+
+
+class Learner(nn.Module):
+    """`weights` has each term's weight; products of the losses are taken in `dtype`."""
+
+    def __init__(self, model: GPT, config: RunConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.config, self.dtype = model, config, dtype
+        self.heads: nn.Module = nn.ModuleDict()
+        self.weights = {
+            "causal": config.objectives.causal,
+            "translation": 1.0, "source": config.source_loss, "text": 1.0, "task": 1.0,
+        }  # fmt: skip
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Positions of each term of a batch, without a forward pass."""
+        name = self._name(batch)
+        found = {name: _count(batch.targets)}
+        if name == "translation" and self.config.source_loss:
+            found["source"] = _count(source_targets(batch))
+        return found
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        name = self._name(batch)
+        hidden, _ = self.model(
+            batch.ids, mask=self.config.mask, lengths=batch.lengths, prefix=batch.prefix
+        )  # (batch, time, width)
+        terms = {name: self._tokens(hidden, batch.targets)}
+        if name == "translation" and self.config.source_loss:
+            terms["source"] = self._tokens(hidden, source_targets(batch))
+        return terms
+
+    def denominators(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """What each term's total over a step is divided by, given the step's counts."""
+        pooled = sum(counts.get(name, 0) for name in POOLED)
+        return {k: max(1, pooled if k in POOLED else count) for k, count in counts.items()}
+
+    def _name(self, batch: Batch) -> str:
+        if batch.form == "text":
+            return "causal" if self.config.stage == "pretrain" else "text"
+        return {"pairs": "translation", "task": "task"}[batch.form]
+
+    def _tokens(self, hidden: Tensor, targets: Tensor) -> Term:
+        """Cross-entropy at the positions that have a target; both (batch, time, ...)."""
+        chosen = targets != IGNORED
+        weight: Tensor = self.model.transformer["wte"].weight  # type: ignore[assignment]
+        targets = targets[chosen]
+        total = cross_entropy_sum(
+            hidden[chosen].float(), weight, targets, self.config.label_smoothing, self.dtype
+        )
+        return Term(total, len(targets))
+
+
+def step_counts(learner: Learner, batches: list[Batch]) -> Counter[str]:
+    """Positions of each term in all micro-batches of a step."""
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        counts.update(learner.counts(batch))
+    return counts
+
+
+def source_targets(batch: Batch) -> Tensor:
+    """Next tokens within the source of each row `<src> <tgt> source <sep> target`; else IGNORED."""
+    ids = batch.extra.get("original", batch.ids)
+    places = torch.arange(ids.shape[1] - 1, device=ids.device)
+    inside = (places >= 1) & (places < batch.prefix[:, None] - 2)
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = torch.where(inside, ids[:, 1:], IGNORED)
+    return targets
+
+
+def _count(targets: Tensor) -> int:
+    return int((targets != IGNORED).sum())
