@@ -1,6 +1,8 @@
 """Reads a corpus folder: which sources it has, and their text, cleaned, deduplicated, leak-free.
 
-In flow line-aligned files (`train.en`, `train.de.gz`), two-column `name.en-de.tsv[.gz]` and running
+In flow line-aligned files (`train.en`, `train.de.gz`), two-column `name.en-de.tsv[.gz]`, machine
+translations `name.en-to-de.tsv[.gz]` (learnt in this direction only; a third column may hold the
+mean log-probability a token), other text-to-text tasks `name.task-summary.tsv[.gz]` and running
 text `mono/en/*.txt[.gz]`; out flow pairs and documents, and a `Report` of all that was dropped.
 """
 
@@ -8,11 +10,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -20,31 +23,43 @@ from pathlib import Path
 from typing import TypeVar
 
 from training.errors import CorpusError
+from training.rules import HAN, Identifier, fault_of_pair, fault_of_task, normalise
 
 T = TypeVar("T")
-RULES = 1  # goes up when a rule of this file changes, so that runs make their shards anew
+RULES = 2  # goes up when a rule of this file changes, so that runs make their shards anew
 
 NAMES = {
     "en": "English", "zh": "Chinese", "de": "German", "fr": "French", "es": "Spanish",
     "ja": "Japanese", "ru": "Russian", "cs": "Czech",
 }  # fmt: skip
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\u200b]")
 _TSV = re.compile(r"(?P<name>.+)\.(?P<first>[a-z]{2,3})-(?P<second>[a-z]{2,3})\.tsv(\.gz)?$")
+_ONE_WAY = re.compile(_TSV.pattern.replace(")-(", ")-to-("))
+_TASK = re.compile(r"(?P<name>.+)\.task-(?P<task>[a-z0-9][a-z0-9_-]*)\.tsv(\.gz)?$")
 _ALIGNED = re.compile(r"train\.(?P<language>[a-z]{2,3})(\.gz)?$")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file (or aligned file pair) of a corpus; `languages` has one code for running text."""
+    """One file (or aligned file pair) of a corpus; `languages` has one code for running text.
+
+    `one_way`: learnt from the first to the second language only. A `task` has no languages.
+    """
 
     name: str
     languages: tuple[str, ...]
     paths: tuple[Path, ...]
+    one_way: bool = False
+    task: str = ""
 
     @property
     def key(self) -> str:
-        return f"{self.name}.{'-'.join(self.languages)}"
+        between = "-to-" if self.one_way else "-"
+        return f"{self.name}.{f'task-{self.task}' if self.task else between.join(self.languages)}"
+
+    @property
+    def columns(self) -> int:
+        """2 for pairs and tasks, 1 for running text."""
+        return 2 if self.task else len(self.languages)
 
 
 @dataclass
@@ -95,9 +110,29 @@ def files_of(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
-def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") -> list[Source]:
-    """All sources of a corpus folder in the wanted languages; each of them must have one."""
-    wanted = set(languages)
+def find_sources(
+    folder: Path, languages: Iterable[str], list_file: str = "", adds: Iterable[Path] = (),
+    tasks: Iterable[str] = (),
+) -> list[Source]:  # fmt: skip
+    """All sources of a corpus folder in the wanted languages, and of the wanted tasks.
+
+    The folders `adds` are read besides, without the list. Raises CorpusError if two sources have
+    one name, or a language or a task has none.
+    """
+    wanted, tasked = set(languages), set(tasks)
+    found = _scan(folder, list_file)
+    for add in adds:
+        found += _scan(add)
+    found = [s for s in found if (s.task in tasked if s.task else wanted.issuperset(s.languages))]
+    _refuse_namesakes(found)
+    for task in sorted(tasked.difference(s.task for s in found)):
+        raise CorpusError(f"corpus {folder}: no file *.task-{task}.tsv[.gz]")
+    require_languages(found, () if tasked else wanted, f"corpus {folder}")
+    return found
+
+
+def _scan(folder: Path, list_file: str = "") -> list[Source]:
+    """Every source below a folder, whatever its language."""
     if not folder.is_dir():
         raise CorpusError(f"corpus {folder}: no such folder")
     allowed: set[Path] | None = None
@@ -115,6 +150,10 @@ def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") ->
             continue
         if match := _TSV.match(path.name):
             found.append(Source(match["name"], (match["first"], match["second"]), (path,)))
+        elif match := _ONE_WAY.match(path.name):
+            found.append(Source(match["name"], (match["first"], match["second"]), (path,), True))
+        elif match := _TASK.match(path.name):
+            found.append(Source(match["name"], (), (path,), task=match["task"]))
         elif match := _ALIGNED.match(path.name):
             aligned.setdefault(path.parent, {})[match["language"]] = path
         elif (
@@ -126,10 +165,8 @@ def find_sources(folder: Path, languages: Iterable[str], list_file: str = "") ->
             found.append(Source(f"mono/{stem}", (relative.parts[1],), (path,)))
     for parent, files in aligned.items():
         for first, second in combinations(sorted(files), 2):
-            found.append(Source(parent.name, (first, second), (files[first], files[second])))
-    found = [s for s in found if wanted.issuperset(s.languages)]
-    _refuse_namesakes(found)
-    require_languages(found, wanted, f"corpus {folder}")
+            name = parent.resolve().name
+            found.append(Source(name, (first, second), (files[first], files[second])))
     return found
 
 
@@ -165,34 +202,9 @@ def first_match(source: Source, values: dict[str, T], default: T) -> T:
     return default
 
 
-def normalise(text: str) -> str:
-    """NFC, no control characters, white space folded."""
-    return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())
-
-
 def skeleton(text: str) -> str:
     """Letters and digits only, case folded: what counts as the same sentence in a leak check."""
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
-
-
-def fault_of_pair(first: str, second: str, languages: tuple[str, ...]) -> str | None:
-    """Why a pair is not worth training on, or None."""
-    if not first or not second:
-        return "empty"
-    if first == second:
-        return "identical"
-    sizes = len(first.encode()), len(second.encode())
-    if max(sizes) > 2000:
-        return "too long"
-    if max(sizes) > 3 * min(sizes) + 30:
-        return "length ratio"
-    for text, language in ((first, languages[0]), (second, languages[1])):
-        han = len(_HAN.findall(text))
-        if language == "zh" and not han:
-            return "wrong script"
-        if language not in ("zh", "ja") and han > 0.2 * len(text):
-            return "wrong script"
-    return None
 
 
 class LeakCheck:
@@ -215,7 +227,7 @@ class LeakCheck:
         return cls(line for path in files_of(folders) for line in read_lines(path))
 
     def _runs(self, text: str) -> Iterator[int]:
-        if _HAN.search(text):
+        if HAN.search(text):
             bare = skeleton(text)
             n = self.CHARACTERS
             return (hash(bare[i : i + n]) for i in range(len(bare) - n + 1))
@@ -238,44 +250,89 @@ def hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())
 
 
+def read_columns(path: Path) -> Iterator[list[str]]:
+    """The columns of each line, two or more; raises CorpusError naming the line with fewer."""
+    for number, line in enumerate(read_lines(path), 1):
+        columns = line.split("\t")
+        if len(columns) < 2:
+            raise CorpusError(f"{path}, line {number}: no tab")
+        yield columns
+
+
 def read_pairs(source: Source) -> Iterator[tuple[str, str]]:
     """Raw pairs of a two-column or line-aligned source; raises CorpusError on a malformed line."""
     if len(source.paths) == 1:
-        for number, line in enumerate(read_lines(source.paths[0]), 1):
-            columns = line.split("\t")
-            if len(columns) < 2:
-                raise CorpusError(f"{source.paths[0]}, line {number}: no tab")
-            yield columns[0], columns[1]
+        yield from ((columns[0], columns[1]) for columns in read_columns(source.paths[0]))
         return
     first, second = (read_lines(path) for path in source.paths)
+    number = 0
     try:
-        yield from zip(first, second, strict=True)
+        for number, pair in enumerate(zip(first, second, strict=True), 1):  # noqa: B007
+            yield pair
     except ValueError:
         raise CorpusError(
-            f"{source.paths[0]} and {source.paths[1].name}: different numbers of lines"
+            f"{source.paths[0]} and {source.paths[1].name}: different numbers of lines, "
+            f"one of them ends after line {number}"
         ) from None
 
 
-class Cleaner:
-    """Applies every rule to every source of a run, remembers what it has seen, and counts."""
+def read_scored(source: Source) -> Iterator[tuple[str, str, float]]:
+    """Raw pairs with their scores, 0 without one; only one-way files have a column for it."""
+    if not source.one_way:
+        yield from ((first, second, 0.0) for first, second in read_pairs(source))
+        return
+    for number, columns in enumerate(read_columns(source.paths[0]), 1):
+        score = 0.0
+        if len(columns) > 2:
+            try:
+                score = float(columns[2])
+            except ValueError:
+                score = math.nan
+            if math.isnan(score):
+                raise CorpusError(
+                    f"{source.paths[0]}, line {number}: score {columns[2]!r} is not a number"
+                )
+        yield columns[0], columns[1], score
 
-    def __init__(self, leaks: LeakCheck | None = None) -> None:
+
+class Cleaner:
+    """Applies every rule to every source of a run, remembers what it has seen, and counts.
+
+    Machine translations must also be in the language they claim, among `languages`, and reach
+    `min_score`.
+    """
+
+    def __init__(self, leaks: LeakCheck | None = None, languages: Sequence[str] = (),
+                 min_score: float = -math.inf) -> None:  # fmt: skip
         self.report = Report()
         self.leaks = leaks or LeakCheck()
+        self.identifier = Identifier(languages)
+        self.min_score = min_score
         self.seen: set[int] = set()
 
     def pairs(self, source: Source) -> Iterator[tuple[str, str]]:
-        for raw in read_pairs(source):
+        for *raw, score in read_scored(source):
             first, second = normalise(raw[0]), normalise(raw[1])
-            fault = fault_of_pair(first, second, source.languages)
+            fault = self._fault(source, first, second, score)
             if fault is None:
-                sides = sorted(zip(source.languages, (first, second), strict=True))
-                mark = hash64("\t".join(f"{code}\t{text}" for code, text in sides))
-                fault = "duplicate" if mark in self.seen else self.leaks.fault_of(first, second)
-                self.seen.add(mark)
+                marks = _marks(source, first, second)
+                known = any(mark in self.seen for mark in marks)
+                fault = "duplicate" if known else self.leaks.fault_of(first, second)
+                self.seen.add(marks[-1])
             self.report.add(source.key, fault or "kept")
             if fault is None:
                 yield first, second
+
+    def _fault(self, source: Source, first: str, second: str, score: float) -> str | None:
+        if source.task:
+            return fault_of_task(first, second)
+        fault = fault_of_pair(first, second, source.languages)
+        if fault is None and source.one_way:
+            if score < self.min_score:
+                return "low score"
+            if not self.identifier.agrees(second, source.languages[1]):
+                return "wrong language"
+        return fault
 
     def documents(self, source: Source, paragraphs: int = 8) -> Iterator[str]:
         """Documents: blocks between blank lines, cut after some paragraphs; leaks are left out."""
@@ -295,3 +352,18 @@ class Cleaner:
                 block = []
         if block:
             yield "\n".join(block)
+
+
+def _marks(source: Source, first: str, second: str) -> list[int]:
+    """What makes a pair a duplicate; the last mark is its own.
+
+    A machine translation repeats one made the same way, or the pair of a person; not the reverse.
+    """
+    if source.task:
+        return [hash64(f"{source.task}\t{first}\t{second}")]
+    sides = sorted(zip(source.languages, (first, second), strict=True))
+    marks = [hash64("\t".join(f"{code}\t{text}" for code, text in sides))]
+    if source.one_way:
+        direction = "-to-".join(source.languages)
+        marks.append(hash64(f"{direction}\t{first}\t{second}"))
+    return marks

@@ -27,6 +27,8 @@ class Header:
     tokenizer_sha256: str
     sequences: int
     tokens: int
+    one_way: bool = False  # pairs are learnt from the first to the second language only
+    task: str = ""
 
 
 class Shard:
@@ -83,7 +85,8 @@ def write_shard(
             file.write(np.asarray(ids, np.uint16).tobytes())
             offsets.append(offsets[-1] + len(ids))
     np.asarray(offsets, np.int64).tofile(path.with_suffix(".idx"))
-    header = Header(source.name, source.languages, tokenizer_sha256, len(offsets) - 1, offsets[-1])
+    header = Header(source.name, source.languages, tokenizer_sha256, len(offsets) - 1, offsets[-1],
+                    source.one_way, source.task)  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(asdict(header)), encoding="utf-8")
     return Shard(path)
 
@@ -111,17 +114,19 @@ def prepare(
 ) -> tuple[list[Shard], list[Shard]]:  # fmt: skip
     """Training and validation shards of every source.
 
-    About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source.
+    About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source; none
+    of machine translations.
     """
     train: list[Shard] = []
     valid: list[Shard] = []
     for source in sources:
-        paired = len(source.languages) == 2
+        paired = source.columns == 2
+        limit = 0 if source.one_way else valid_examples
         kept: list[str] = []
         held: list[str] = []
         units = cleaner.pairs(source) if paired else ((d,) for d in cleaner.documents(source))
         for texts in units:
-            out = hash64("\t".join(texts)) % 200 == 0 and len(held) < valid_examples * len(texts)
+            out = hash64("\t".join(texts)) % 200 == 0 and len(held) < limit * len(texts)
             (held if out else kept).extend(texts)
         stem = source.key.replace("/", "_")
         for texts_of, shards, part in ((kept, train, "train"), (held, valid, "valid")):

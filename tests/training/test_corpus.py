@@ -12,16 +12,16 @@ from training.corpus import (
     LeakCheck,
     Report,
     Source,
-    fault_of_pair,
     find_sources,
     first_match,
-    normalise,
     read_lines,
     read_pairs,
+    read_scored,
     skeleton,
     weight_of,
 )
 from training.errors import CorpusError
+from training.rules import Identifier, fault_of_pair, normalise
 
 LONG_EN = "this old wooden bridge over the quiet river was built by my grandfather and his brothers"
 LONG_ZH = "这座横跨平静河流的古老木桥是我的祖父和他的兄弟们在很多年以前一起建造起来的"
@@ -48,12 +48,14 @@ def test_all_kinds_of_sources_are_found(tmp_path: Path) -> None:
         "web.en-de.tsv.gz", "sub/news.v2.en-zh.tsv", "aligned/train.en", "aligned/train.de.gz",
         "aligned/train.fr", "aligned/valid.en", "mono/en/book.txt.gz", "mono/de/book.txt",
         "mono/en/notes.md", "mono/en/deep/er.txt", "readme.txt", "web.en-ja.tsv",
+        "web.en-to-de.tsv.gz", "web.de-to-ja.tsv", "web.task-case.tsv",
     ):  # fmt: skip
         write(tmp_path / name, "")
     found = {s.key: tuple(p.name for p in s.paths) for s in
              find_sources(tmp_path, ["en", "de", "zh"])}  # fmt: skip
     assert found == {
         "web.en-de": ("web.en-de.tsv.gz",),
+        "web.en-to-de": ("web.en-to-de.tsv.gz",),
         "news.v2.en-zh": ("news.v2.en-zh.tsv",),
         "aligned.de-en": ("train.de.gz", "train.en"),
         "mono/book.en": ("book.txt.gz",),
@@ -81,6 +83,20 @@ def test_a_folder_without_sources_is_named(tmp_path: Path) -> None:
         find_sources(tmp_path, ["zh", "de", "en", "fr"])
     with pytest.raises(CorpusError, match="nowhere: no such folder"):
         find_sources(tmp_path / "nowhere", ["en"])
+
+
+def test_further_folders_join_a_corpus(tmp_path: Path) -> None:
+    write(tmp_path / "one/a.en-de.tsv", "")
+    write(tmp_path / "two/mono/fr/a.txt", "")
+    write(tmp_path / "two/a.en-to-de.tsv", "")
+    adds = [tmp_path / "two"]
+    keys = [s.key for s in find_sources(tmp_path / "one", ["en", "de", "fr"], "", adds)]
+    assert keys == ["a.en-de", "a.en-to-de", "mono/a.fr"]
+    write(tmp_path / "two/b/a.en-de.tsv", "")
+    with pytest.raises(CorpusError, match="one/a.en-de.tsv and .*two/b/a.en-de.tsv: two sources"):
+        find_sources(tmp_path / "one", ["en", "de", "fr"], "", adds)
+    with pytest.raises(CorpusError, match="nowhere: no such folder"):
+        find_sources(tmp_path / "one", ["en", "de"], "", [tmp_path / "nowhere"])
 
 
 @pytest.mark.parametrize(
@@ -147,8 +163,20 @@ def test_a_line_without_a_tab_is_named(tmp_path: Path, name: str) -> None:
 
 def test_aligned_files_of_unlike_length_are_named(tmp_path: Path) -> None:
     paths = (write(tmp_path / "train.de", "a\nb\n"), write(tmp_path / "train.en.gz", "a\nb\nc\n"))
-    with pytest.raises(CorpusError, match=r"train.de and train.en.gz: different numbers of lines"):
+    with pytest.raises(
+        CorpusError, match=r"train.de and train.en.gz: different numbers .* after line 2"
+    ):
         list(read_pairs(Source("x", ("de", "en"), paths)))
+
+
+@pytest.mark.parametrize(("score", "named"), [("good", "'good'"), ("nan", "'nan'"), ("", "''")])
+def test_a_score_that_is_no_number_is_named(tmp_path: Path, score: str, named: str) -> None:
+    path = write(tmp_path / "t.en-to-de.tsv", f"a\tb\nc\td\t-0.5\ne\tf\t{score}\n")
+    source = Source("t", ("en", "de"), (path,), one_way=True)
+    with pytest.raises(CorpusError, match=f"t.en-to-de.tsv, line 3: score {named} is not a number"):
+        list(read_scored(source))
+    pairs = Source("t", ("en", "de"), (path,))  # a third column of pairs is none of our business
+    assert list(read_scored(pairs))[2] == ("e", "f", 0.0)
 
 
 # -- cleaning
@@ -207,6 +235,82 @@ def test_duplicates_are_dropped_over_all_sources_of_a_run(tmp_path: Path) -> Non
     assert list(cleaner.pairs(two)) == [("ein Hund", "a dog")]  # the other order is no other pair
     assert cleaner.report.counts["web.en-de"] == {"kept": 2, "duplicate": 1}
     assert cleaner.report.counts["other.de-en"] == {"kept": 1, "duplicate": 1}
+
+
+ONE_WAY = "a cat on the mat\teine Katze auf der Matte\n"
+
+
+def one_way(folder: Path, text: str, name: str = "forward.en-to-de.tsv") -> Source:
+    found = find_sources(write(folder / name.split(".")[0] / name, text).parent, ["en", "de"])
+    return found[0]
+
+
+def test_machine_translations_repeat_each_other_and_people_but_not_the_reverse(
+    tmp_path: Path,
+) -> None:
+    cleaner, back = Cleaner(), "eine Katze auf der Matte\ta cat on the mat\n"
+    human = tsv(tmp_path, "the dog barks\tder Hund bellt\n")
+    assert len(list(cleaner.pairs(human))) == 1
+    forward = one_way(tmp_path, ONE_WAY + ONE_WAY + "the dog barks\tder Hund bellt\n")
+    assert [list(cleaner.pairs(forward))] == [[("a cat on the mat", "eine Katze auf der Matte")]]
+    backward = one_way(tmp_path, back, "backward.de-to-en.tsv")
+    assert len(list(cleaner.pairs(backward))) == 1
+    again = tsv(tmp_path, ONE_WAY, "later.en-de.tsv")
+    assert len(list(cleaner.pairs(again))) == 1  # a person's pair is learnt in both directions
+    assert cleaner.report.counts["forward.en-to-de"] == {"kept": 1, "duplicate": 2}
+
+
+def test_machine_translations_are_judged_by_language_and_score(tmp_path: Path) -> None:
+    lines = [
+        ("I am reading a good book this evening.", "Ich lese heute Abend ein gutes Buch.", "-0.3"),
+        ("We went to the market yesterday.", "We walked to the market on Tuesday.", "-0.1"),
+        ("The weather is very beautiful.", "Das Wetter ist wirklich sehr schön.", "-2.5"),
+        ("He sees the house near the river.", "Er sieht das Haus in der Nähe des Flusses.", ""),
+        ("Good night to all!", "Bonne nuit à tous", "-0.2"),  # too short to be judged
+        ("a " * 50, "b", "-0.2"),
+    ]
+    text = "".join("\t".join(line).rstrip("\t") + "\n" for line in lines)
+    cleaner = Cleaner(None, ["en", "de", "fr"], min_score=-1.0)
+    kept = [pair[1] for pair in cleaner.pairs(one_way(tmp_path, text))]
+    assert kept == [lines[0][1], lines[3][1], lines[4][1]]
+    assert cleaner.report.counts["forward.en-to-de"] == {
+        "kept": 3, "wrong language": 1, "low score": 1, "length ratio": 1,
+    }  # fmt: skip
+    human = tsv(tmp_path, f"{lines[1][0]}\t{lines[1][1]}\n")
+    assert len(list(cleaner.pairs(human))) == 1  # people may quote English
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "agrees"),
+    [
+        ("Ich lese heute Abend ein gutes Buch.", "de", True),
+        ("Ich lese heute Abend ein gutes Buch.", "en", False),
+        ("Hello world", "de", True),  # short, Latin letters
+        ("今天天气很好", "zh", True),
+        ("今天天气很好", "en", False),  # short, but no Latin letters
+        ("12 + 34 = 46, 56 - 7 = 49", "en", True),  # no letters at all
+        ("Ich lese heute Abend ein gutes Buch.", "xx", True),  # no model for it
+    ],
+)
+def test_languages_are_identified_among_those_of_the_run(
+    text: str, language: str, agrees: bool
+) -> None:
+    assert Identifier(["en", "de", "zh"]).agrees(text, language) is agrees
+    assert Identifier(["en"]).agrees(text, "en")  # one language: nothing to tell apart
+
+
+def test_examples_of_a_task_need_no_language(tmp_path: Path) -> None:
+    write(tmp_path / "toy.task-case.tsv", "same\tsame\nx y\tX y.\n\tempty\nx y\tX y.\nx y\tX?\n")
+    write(tmp_path / "mono/en/a.txt", "text\n")
+    keys = [s.key for s in find_sources(tmp_path, ["en"], tasks=["case"])]
+    assert keys == ["mono/a.en", "toy.task-case"]
+    assert [s.key for s in find_sources(tmp_path, ["en"])] == ["mono/a.en"]
+    cleaner = Cleaner()
+    source = find_sources(tmp_path, ["en"], tasks=["case"])[1]
+    assert list(cleaner.pairs(source)) == [("same", "same"), ("x y", "X y."), ("x y", "X?")]
+    assert cleaner.report.counts["toy.task-case"] == {"kept": 3, "empty": 1, "duplicate": 1}
+    with pytest.raises(CorpusError, match=r"no file \*.task-sum.tsv"):
+        find_sources(tmp_path, ["en"], tasks=["case", "sum"])
 
 
 def test_the_same_text_in_another_language_pair_is_no_duplicate(tmp_path: Path) -> None:

@@ -129,3 +129,18 @@ def test_text_is_encoded_in_order_and_never_as_special_tokens(tokenizer: Tokeniz
     assert len(encoded) == 5000 and min(min(ids) for ids in encoded) >= 64
     for i in (0, 4095, 4096, 4999):
         assert tokenizer.decode(encoded[i]) == texts[i]
+
+
+def test_machine_translations_give_no_validation_examples(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    for name in ("web.en-to-de", "web.task-shout"):
+        lines = "".join(f"line {name} {i}\tZeile {name} {i}\n" for i in range(2000))
+        (tmp_path / f"{name}.tsv").write_text(lines)
+    sources = find_sources(tmp_path, ["en", "de"], tasks=["shout"])
+    train, valid = prepare(sources, tokenizer, "abc", Cleaner(), tmp_path / "shards", 5)
+    assert [len(s) // 2 for s in train] == [2000, 1995] and [len(s) for s in valid] == [0, 10]
+    headers = [Shard(tmp_path / "shards" / f"{s.key}.train.bin").header for s in sources]
+    assert [(h.languages, h.one_way, h.task) for h in headers] == [
+        (("en", "de"), True, ""), ((), False, "shout"),
+    ]  # fmt: skip
