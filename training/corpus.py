@@ -120,9 +120,9 @@ def find_sources(
     one name, or a language or a task has none.
     """
     wanted, tasked = set(languages), set(tasks)
-    found = _scan(folder, list_file)
+    found = scan(folder, list_file)
     for add in adds:
-        found += _scan(add)
+        found += scan(add)
     found = [s for s in found if (s.task in tasked if s.task else wanted.issuperset(s.languages))]
     _refuse_namesakes(found)
     for task in sorted(tasked.difference(s.task for s in found)):
@@ -131,7 +131,7 @@ def find_sources(
     return found
 
 
-def _scan(folder: Path, list_file: str = "") -> list[Source]:
+def scan(folder: Path, list_file: str = "") -> list[Source]:
     """Every source below a folder, whatever its language."""
     if not folder.is_dir():
         raise CorpusError(f"corpus {folder}: no such folder")
