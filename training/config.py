@@ -266,13 +266,13 @@ def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     return build(RunConfig, values, "")
 
 
-def differences(before: dict[str, Any], now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ from those a run wrote down: (key, then, now).
+def differences(before: dict[str, Any], now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys of a config whose values differ from those written down: (key, then, now).
 
     A key that the run did not know yet counts with its default.
     """
     old, new = (flat(json.loads(json.dumps(asdict(c))))
-                for c in (build(RunConfig, before, ""), now))  # fmt: skip
+                for c in (build(type(now), before, ""), now))  # fmt: skip
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)
