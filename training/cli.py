@@ -1,4 +1,4 @@
-"""The commands `gpt2-mt train tokenizer | pretrain | finetune`: arguments in, a run folder out.
+"""The commands `gpt2-mt train tokenizer | pretrain | finetune | run`: a run folder comes out.
 
 Only the standard library is imported before a command runs, so that `--help` answers at once.
 """
@@ -9,7 +9,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.runner import Runner
 
 _RAW = argparse.RawDescriptionHelpFormatter
 
@@ -27,6 +30,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_tokenizer(stages)
     _add_stage(stages, "pretrain", "learn to model the corpus's languages", "pretrain-cpu")
     _add_stage(stages, "finetune", "learn to translate between all its languages", "finetune-cpu")
+    _add_run(stages)
 
 
 def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,14 +83,83 @@ def _add_stage(
     parser.set_defaults(run=train_stage, stage=name)
 
 
-def train_tokenizer(arguments: argparse.Namespace) -> int:
-    from training.config import load_recipe
-    from training.corpus import Cleaner, find_sources, read_lines, weight_of
-    from training.errors import ConfigError
-    from training.tokenizer import balanced_sample, load_tokenizer, report, table
-    from training.tokenizer import train_tokenizer as learn
+def _add_run(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "run",
+        help="go through all stages of a pipeline, from corpus to report",
+        description="Go through all stages of a pipeline, from tokenizer to final checkpoint, and\n"
+        "write a report. What is done is skipped; a run that was stopped goes on where it stood\n"
+        "when the same command is given again.",
+        epilog="example:\n  gpt2-mt train run cpu --corpus corpus --tests testsets --out runs/cpu",
+        formatter_class=_RAW,
+    )
+    add_pipeline_arguments(parser)
+    parser.set_defaults(run=train_pipeline)
 
-    data = load_recipe(arguments.recipe).data if arguments.recipe else None
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `gpt2-mt train run` and `gpt2-mt build` take alike."""
+    parser.add_argument("pipeline", help="a TOML file, or the name of a built-in pipeline")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    parser.add_argument("--out", type=Path, required=True, help="folder for stages and report")
+    parser.add_argument("--tests", type=Path, action="append", default=[],
+                        help="folder of test sets to score on, whose sentences must not be "
+                        "trained on; may be repeated")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="sentences a test set and direction to score "
+                        "(default: the pipeline's, 200; 0: all)")  # fmt: skip
+    parser.add_argument("--set", metavar="STAGE.KEY=VALUE", action="append", default=[],
+                        help="replace a key, as in --set student.minutes=30; defaults.KEY and "
+                        "report.KEY too")  # fmt: skip
+    parser.add_argument("--redo", metavar="STAGE", action="append", default=[],
+                        help="make a stage and all that builds on it anew; may be repeated")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def open_runner(arguments: argparse.Namespace) -> Runner:
+    """The checked pipeline of a command's arguments, ready to run."""
+    from training.pipeline import load_pipeline
+    from training.runner import Runner, Where
+
+    settings = [_setting(text) for text in arguments.set]
+    if arguments.limit is not None:
+        settings.append(("report.limit", arguments.limit))
+    _set_threads(arguments.threads)
+    pipeline = load_pipeline(arguments.pipeline, settings)
+    where = Where(arguments.corpus, arguments.out, tuple(arguments.tests), arguments.device)
+    return Runner(pipeline, where, arguments.redo)
+
+
+def train_pipeline(arguments: argparse.Namespace) -> int:
+    from training.report import write_report
+    from training.view import View
+
+    runner = open_runner(arguments)
+    with View(runner.states(), arguments.quiet) as view:
+        checkpoint = runner.run(view)
+    report = write_report(runner.pipeline, arguments.out)
+    sys.stdout.write(f"wrote {checkpoint}\nwrote {report}\n")
+    return 0
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    from training.errors import ConfigError
+
+    if threads < 0:
+        raise ConfigError(f"--threads {threads}: must be 0 (all cores) or more")
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def train_tokenizer(arguments: argparse.Namespace) -> int:
+    from training.corpus import find_sources, read_lines
+    from training.errors import ConfigError
+    from training.pipeline import stage_data
+    from training.tokenizer import make_tokenizer
+
+    data = stage_data(arguments.recipe) if arguments.recipe else None
     weights, list_file = (data.weights, data.list) if data else ({"*": 1.0}, "")
     named = [code.strip() for code in (arguments.languages or "").split(",") if code.strip()]
     languages = named or list(data.languages if data else ())
@@ -94,24 +167,12 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
         raise ConfigError("--languages: give codes, or a --recipe that has them")
     if arguments.megabytes <= 0:
         raise ConfigError(f"--megabytes {arguments.megabytes}: must be above 0")
-    sets = {stem: _aligned(stem, languages) for stem in arguments.report}
+    sets = {stem.name: {code: list(read_lines(path)) for code, path in files.items()}
+            for stem in arguments.report for files in [_aligned(stem, languages)]}  # fmt: skip
     sources = find_sources(arguments.corpus, languages, list_file)
-    cleaner = Cleaner()
-    texts = balanced_sample(
-        sources, {s.key: weight_of(s, weights) for s in sources}, arguments.megabytes, cleaner
-    )
-    tokenizer = learn((t for side in texts.values() for t in side), arguments.vocabulary, languages)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "tokenizer.json"
-    tokenizer.save(str(file))
-    tokenizer = load_tokenizer(file)
-    sample = {code: side[:2000] for code, side in texts.items()}
-    written = [f"sample\n{table(report(tokenizer, sample, aligned=False))}"]
-    for stem, files in sets.items():
-        lines = {code: list(read_lines(path)) for code, path in files.items()}
-        written.append(f"{stem.name}\n{table(report(tokenizer, lines))}")
-    (arguments.out / "report.txt").write_text("\n\n".join(written) + "\n", encoding="utf-8")
-    sys.stdout.write("\n\n".join(written) + f"\n\nwrote {file}\n")
+    text = make_tokenizer(sources, weights, languages, arguments.vocabulary, arguments.megabytes,
+                          arguments.out, sets)  # fmt: skip
+    sys.stdout.write(f"{text}\nwrote {arguments.out / 'tokenizer.json'}\n")
     return 0
 
 
@@ -127,16 +188,12 @@ def _aligned(stem: Path, languages: list[str]) -> dict[str, Path]:
 
 
 def train_stage(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from training.config import load_recipe
     from training.errors import ConfigError
+    from training.pipeline import stage_recipe
     from training.stages import start
 
-    if arguments.threads < 0:
-        raise ConfigError(f"--threads {arguments.threads}: must be 0 (all cores) or more")
-    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
-    config = load_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set))
+    _set_threads(arguments.threads)
+    config = stage_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set))
     if config.stage != arguments.stage:
         raise ConfigError(
             f"recipe {arguments.recipe!r}: is for stage {config.stage!r}, not {arguments.stage!r}"
