@@ -69,13 +69,12 @@ class FakeDecoder:
         self._cache[rows, lengths] = tokens
         return self._read(rows, (lengths + 1).tolist())
 
-    def move(self, source: int, target: int, length: int) -> None:
-        assert 0 <= target < source < self.slots and 0 < length <= self.capacity
-        self._cache[target, :length] = _GARBAGE
+    def move(self, source: int, target: int, length: int, start: int = 0) -> None:
+        assert 0 <= target < self.slots and 0 <= source < self.slots and source != target
+        assert 0 <= start <= length <= self.capacity and length > 0
+        self._cache[target, start:] = _GARBAGE
         self._call("move", [])
-        self._cache[target] = _GARBAGE
-        self._cache[target, :length] = self._cache[source, :length]
-        self._cache[source] = _GARBAGE
+        self._cache[target, start:length] = self._cache[source, start:length]
         self.moved += 1
 
     def _call(self, phase: str, histories: list[list[int]]) -> None:

@@ -19,17 +19,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 from app.engine.request import Decoder, Event, Failed, Finished, FinishReason, Request, Token
-from app.engine.scheduler import Scheduler, StepReport
-from app.engine.scheduler import Sequence as Running
-from app.errors import (
-    AppError,
-    DeadlineExceeded,
-    EngineFailed,
-    InvalidField,
-    NotReady,
-    QueueFull,
-    TooLong,
-)
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Sequence as Running
+from app.engine.sequence import StepReport
+from app.engine.validate import validate
+from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from app.metrics import Metrics
 
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
@@ -107,7 +101,7 @@ class Engine:
     def submit(self, requests: Sequence[Request]) -> list[Ticket]:
         """All of the requests or none; see `app.errors` for what it raises."""
         for request in requests:
-            self._validate(request)
+            validate(request, self._decoder)
         with self._wake:
             if not self._open:
                 raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
@@ -124,29 +118,6 @@ class Engine:
             self._instruments.queue_depth.set(self._queued())
             self._wake.notify()
         return [Ticket(self, one) for one in running]
-
-    def _validate(self, request: Request) -> None:
-        size, capacity = len(request.prompt), self._decoder.capacity
-        if size == 0:
-            raise InvalidField("The prompt has no token", param="prompt")
-        if size + 1 > capacity:
-            raise TooLong(f"{size} prompt tokens; the limit is {capacity - 1}", param="prompt")
-        if min(request.prompt) < 0 or max(request.prompt) >= self._decoder.vocabulary:
-            raise InvalidField("A token id is outside of the vocabulary", param="prompt")
-        if request.max_tokens < 1:
-            raise InvalidField(f"max_tokens is {request.max_tokens}: below 1", param="max_tokens")
-        options = request.sampling
-        for name, valid in (
-            ("temperature", 0.0 <= options.temperature < math.inf),
-            ("top_k", options.top_k >= 0),
-            ("top_p", 0.0 <= options.top_p <= 1.0),
-            ("repetition_penalty", 0.0 < options.repetition_penalty < math.inf),
-            ("no_repeat_ngram", options.no_repeat_ngram >= 0),
-            ("ngram_repeats", options.ngram_repeats >= 1),
-        ):
-            if not valid:
-                value = getattr(options, name)
-                raise InvalidField(f"{name} is {value}: out of range", param=name)
 
     def _queued(self) -> int:
         return len(self._inbox) + self._scheduler.waiting

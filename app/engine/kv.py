@@ -31,18 +31,11 @@ class SlotTable(Generic[T]):
     def __len__(self) -> int:
         return len(self.owners)
 
-    @property
-    def free(self) -> int:
-        return self.slots - len(self.owners)
-
     def lengths(self, rows: int) -> NDArray[np.int32]:
         return self._lengths[:rows]
 
     def tokens(self, rows: int) -> NDArray[np.int64]:
         return self._tokens[:rows]
-
-    def row(self, owner: T) -> int | None:
-        return next((row for row, other in enumerate(self.owners) if other is owner), None)
 
     def add(self, owners: Sequence[T], lengths: Sequence[int]) -> None:
         """Owners of the next slots, whose prompts of these lengths are now in the cache."""
@@ -55,6 +48,23 @@ class SlotTable(Generic[T]):
     def feed(self, first: int, tokens: NDArray[np.int64]) -> None:
         """Set the token that each row from `first` on gets in the next decode run."""
         self._tokens[first : len(self.owners)] = tokens
+
+    def put(self, row: int, token: int) -> None:
+        """Set the token that one row gets in the next decode run."""
+        self._tokens[row] = token
+
+    def fork(self, source: int, target: int, owner: T, common: int) -> None:
+        """Give `owner` a copy of row `source` at `target`, a row to be overwritten or the next.
+
+        Of the cached tokens the first `common` are known to be the same in both. Unchanged, but
+        for what the target holds, when the copying raises.
+        """
+        if target >= self.slots:
+            raise IndexError(f"slot {target} of {self.slots}")
+        length = int(self._lengths[source])
+        self._decoder.move(source, target, length, common)
+        self._lengths[target] = length
+        self.owners[target : target + 1] = [owner]
 
     def grow(self) -> None:
         """A decode run has put one more token of every row into the cache."""

@@ -1,8 +1,9 @@
 """What enters and leaves the engine: requests and events, in token ids only.
 
 A caller submits a `Request` with a `listener`; the engine's thread calls the listener with any
-number of `Token` events and then exactly one `Finished` or `Failed`. `Decoder` is what the engine
-asks of a model: the ONNX Runtime session in production, a fake in tests.
+number of `Token` events and then exactly one `Finished` or `Failed`. A beam search tells all tokens
+of its best hypothesis at once, at the end. `Decoder` is what the engine asks of a model: the ONNX
+Runtime session in production, a fake in tests.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy. `top_k` 0 and `top_p` 1 are off.
+    """How the next token is chosen; temperature 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0: off.
 
-    With `no_repeat_ngram` n > 0, any n tokens in a row may come in the output at most
-    `ngram_repeats` times, or as often as in the prompt if that is more.
+    To the logits come, in this order: `logit_bias` (id, what is added), `repetition_penalty`
+    (CTRL's, over prompt and output), `frequency_penalty` times how often a token is in the output
+    and `presence_penalty` if it is (OpenAI's); then what is forbidden: end ids before `min_tokens`,
+    and with `no_repeat_ngram` n > 0 what would make n tokens in a row come in the output more than
+    `ngram_repeats` times, or than in the prompt if that is more. Then `temperature`, `top_k`,
+    `top_p`, `min_p` (a share of the likeliest token's probability), and one draw from the seed's
+    stream. `logprobs`: how many alternatives are told at each position.
     """
 
     temperature: float = 0.0
@@ -34,6 +40,27 @@ class Sampling:
     seed: int = 0
     no_repeat_ngram: int = 0
     ngram_repeats: int = 1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """A search by beam; see `app.engine.beam` for what exactly it finds.
+
+    `size` hypotheses live side by side, each in a slot; the `best` best are told. With
+    `early_stopping` the search ends with `size` finished ones; without, when no live one can
+    still come into the best.
+    """
+
+    size: int
+    length_penalty: float = 1.0
+    early_stopping: bool = True
+    best: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +75,26 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Token:
     id: int
-    logprob: float  # natural log, of the model's own distribution (before sampling options)
+    # Natural log, of the model's own distribution (before sampling options); 0 where it was forced.
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest ids, best first, as many as asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One result of a beam search; forced ids stand first, each with log-probability 0."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # of the ids; an end token's is in the score only
+    score: float
+    reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     reason: FinishReason
     timing: Timing
+    hypotheses: tuple[Hypothesis, ...] = ()  # of a beam search, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +107,11 @@ Event = Token | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence. `end_ids` stop it (they are not reported); `deadline` is `time.monotonic()`."""
+    """One sequence. `end_ids` stop it (they are not reported); `deadline` is `time.monotonic()`.
+
+    The output begins with the `forced` ids: read with the prompt, told as tokens, and counted by
+    every rule on the output (`max_tokens`, `min_tokens`, repeats), as if they had been chosen.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -75,6 +119,13 @@ class Request:
     end_ids: frozenset[int]
     sampling: Sampling = Sampling()
     deadline: float | None = None
+    forced: tuple[int, ...] = ()
+    beam: Beam | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many slots it takes."""
+        return 1 if self.beam is None else self.beam.size
 
 
 class Decoder(Protocol):
@@ -103,5 +154,8 @@ class Decoder(Protocol):
         Returns (n, vocabulary); afterwards the cache holds lengths + 1 tokens.
         """
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` cached positions of slot `source` over slot `target`."""
+    def move(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Copy the cached positions start..length-1 of slot `source` to those of slot `target`.
+
+        What stands before `start` is the same in both; the source keeps what it has.
+        """

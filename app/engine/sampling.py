@@ -1,17 +1,19 @@
-"""From logits to the next token of each row: greedy, sampling, and what is forbidden to repeat.
+"""From logits to the next token of each row: greedy, sampling, and what is forbidden to come.
 
 In go the logits of a run (n, vocabulary) and, for rows that want more than greedy, a `Sampler`
-with the row's history; out come token ids and the log-probability of each under the model's own
-distribution. Every row is worked on alone, over its own contiguous memory, and a sampler draws one
-number per token from its own generator: neither company nor load can change an answer. A row whose
-logits are not finite gets the log-probability NaN, for the caller to treat as failed.
+that knows the row's prompt and output; out come token ids and the log-probability of each under
+the model's own distribution. Every row is worked on alone, over its own contiguous memory, and a
+sampler draws one number per token from its own generator: neither company nor load can change an
+answer. A row whose logits are not finite gets the log-probability NaN, for the caller to treat as
+failed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,64 +24,78 @@ _BLOCK = 128  # values per block where a row is searched in two levels
 _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for top-p
 
 
-class Sampler:
-    """The options of one sequence, its random state and the n-grams of its output."""
+def is_plain(options: Sampling) -> bool:
+    """Whether the most likely token is always the one: greedy, and nothing changes the logits."""
+    ignored = replace(
+        options, top_k=0, top_p=1.0, min_p=0.0, seed=0, ngram_repeats=1, logprobs=0
+    )  # of no effect at temperature 0
+    return ignored == Sampling()
 
-    def __init__(self, options: Sampling, prompt: Sequence[int] = ()) -> None:
+
+class Sampler:
+    """The options of one sequence, its random state and its output so far."""
+
+    def __init__(
+        self,
+        options: Sampling,
+        prompt: Sequence[int] = (),
+        forced: Sequence[int] = (),
+        end_ids: Collection[int] = (),
+    ) -> None:
         self.options = options
         self._prompt = tuple(prompt)
+        self._end_ids = tuple(end_ids)
+        self._output = list(forced)
+        self._counts = Counter(self._output)
+        bias = dict(options.logit_bias)
+        self._bias_ids = np.fromiter(bias, np.int64)
+        self._bias = np.fromiter(bias.values(), np.float64)
+        penalties = (options.presence_penalty, options.frequency_penalty)
+        self._penalised = any(penalties) or options.repetition_penalty != 1.0
+        self._adjusts = self._penalised or bool(bias)
         # Philox: any two seeds give independent streams, and its raw stream is fixed by numpy.
         self._bits = np.random.Philox(key=options.seed % 2**64)
-        self._output: list[int] = []
-        # Of each n - 1 tokens of the output: what followed, and how often.
-        self._followers: dict[tuple[int, ...], Counter[int]] = {}
 
     def uniform(self) -> float:
         """The next number of [0, 1): one per sampled token, whatever the options are."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
-    def take(self, token: int) -> None:
-        """Note a token of the output."""
-        if n := self.options.no_repeat_ngram:
-            self._output.append(token)
-            if len(self._output) >= n:
-                key = tuple(self._output[len(self._output) - n : -1])
-                self._followers.setdefault(key, Counter())[token] += 1
-
     def forbidden(self) -> list[int]:
-        """What would complete an n-gram that has come as often as it may."""
-        n, often = self.options.no_repeat_ngram, self.options.ngram_repeats
-        if not n or len(self._output) < n:
-            return []
-        key = tuple(self._output[len(self._output) - n + 1 :])
-        return [
-            token
-            for token, count in self._followers.get(key, {}).items()
-            if count >= often and count >= occurrences(self._prompt, (*key, token))
-        ]
+        return forbidden(self.options, self._prompt, self._output, self._end_ids)
 
-    def choose(self, row: NDArray[np.float32], history: NDArray[np.int64], best: int) -> int:
-        """The next token of one row (vocabulary,), noted; `best` is its most likely.
-
-        `history` is prompt and output so far.
-        """
-        o, forbidden = self.options, self.forbidden()
-        if o.temperature == 0.0 and o.repetition_penalty == 1.0 and best not in forbidden:
+    def choose(self, row: NDArray[np.float32], best: int) -> int:
+        """The next token of one row (vocabulary,), noted; `best` is its most likely."""
+        o, banned = self.options, self.forbidden()
+        if o.temperature == 0.0 and not self._adjusts and best not in banned:
             token = best
         else:
-            if forbidden:
-                row = row.copy()
-                row[forbidden] = -np.inf
-            token = self.pick(row, history)
-        self.take(token)
+            x = self._adjusted(row) if self._adjusts else row
+            if banned:
+                x = x.copy() if x is row else x
+                x[banned] = -np.inf
+            token = self.pick(x)
+        self._output.append(token)
+        if self._penalised:
+            self._counts[token] += 1
         return token
 
-    def pick(self, row: NDArray[np.float32], history: NDArray[np.int64]) -> int:
-        """The next token by temperature, top-k, top-p and repetition penalty."""
-        o = self.options
-        x: NDArray[np.floating] = row
+    def _adjusted(self, row: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The row with bias and penalties."""
+        o, x = self.options, row.astype(np.float64)
+        x[self._bias_ids] += self._bias
+        if not self._penalised:
+            return x
         if o.repetition_penalty != 1.0:
-            x = penalised(row, history, o.repetition_penalty)
+            seen = np.array([*self._prompt, *self._counts], np.int64)
+            x = penalised(x, seen, o.repetition_penalty)
+        ids = np.fromiter(self._counts, np.int64)
+        often = np.fromiter(self._counts.values(), np.float64)
+        x[ids] -= o.frequency_penalty * often + o.presence_penalty
+        return x
+
+    def pick(self, x: NDArray[np.floating]) -> int:
+        """The next token of adjusted logits, by temperature, top-k, top-p and min-p."""
+        o = self.options
         if o.temperature == 0.0:
             return int(x.argmax())
         ids = None
@@ -94,14 +110,53 @@ class Sampler:
             kept = nucleus(weights, o.top_p)
             ids = kept if ids is None else ids[kept]
             weights = weights[kept]
+        if o.min_p > 0.0:
+            kept = np.flatnonzero(weights >= o.min_p)  # the largest weight is 1
+            ids = kept if ids is None else ids[kept]
+            weights = weights[kept]
         index = draw(weights, self.uniform())
         return index if ids is None else int(ids[index])
 
 
+def forbidden(
+    options: Sampling, prompt: tuple[int, ...], output: Sequence[int], end_ids: Collection[int]
+) -> list[int]:
+    """What may not come next: an end too early, or an n-gram that has come as often as it may."""
+    banned = list(end_ids) if len(output) < options.min_tokens else []
+    n, often = options.no_repeat_ngram, options.ngram_repeats
+    if not n or len(output) < n:
+        return banned
+    start = output[len(output) - n + 1 :]
+    found = followers(output, start)
+    if len(found) < often:
+        return banned
+    return banned + [
+        token
+        for token, count in Counter(found).items()
+        if count >= often and count >= occurrences(prompt, (*start, token))
+    ]
+
+
+def followers(ids: Sequence[int], start: Sequence[int]) -> Sequence[int]:
+    """What stands behind `start`, wherever that is in the ids; both of one kind of sequence."""
+    if not start:
+        return ids
+    found: list[int] = []
+    last, size, end = start[-1], len(start), len(ids) - 1
+    at = size - 1
+    while at < end:
+        try:
+            at = ids.index(last, at, end) + 1
+        except ValueError:
+            break
+        if ids[at - size : at] == start:
+            found.append(ids[at])
+    return found
+
+
 def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
     """How often the n-gram stands in the ids, overlaps counted."""
-    n = len(ngram)
-    return sum(ids[i : i + n] == ngram for i in range(len(ids) - n + 1))
+    return sum(token == ngram[-1] for token in followers(ids, ngram[:-1]))
 
 
 def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
@@ -121,29 +176,45 @@ def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]
 
 
 def choose(
-    logits: NDArray[np.float32], rows: Sequence[tuple[Sampler, NDArray[np.int64]] | None]
+    logits: NDArray[np.float32], samplers: Sequence[Sampler | None]
 ) -> tuple[NDArray[np.int64], list[float]]:
-    """The next token of each row and its log-probability; a row that is None is plain greedy."""
+    """The next token of each row and its log-probability; a row without a sampler is greedy."""
     ids, logprobs = greedy(logits)
-    for i, state in enumerate(rows):
-        if state is None or math.isnan(logprobs[i]):
-            continue
-        sampler, history = state
-        row = logits[i]
-        with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
-            token = sampler.choose(row, history, int(ids[i]))
-        logprobs[i] += float(row[token]) - float(row[ids[i]])
-        ids[i] = token
+    with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
+        for i, sampler in enumerate(samplers):
+            if sampler is None or math.isnan(logprobs[i]):
+                continue
+            row, best = logits[i], int(ids[i])
+            token = sampler.choose(row, best)
+            if token != best:
+                logprobs[i] += float(row[token]) - float(row[best])
+                ids[i] = token
     return ids, logprobs
 
 
+def likeliest(
+    row: NDArray[np.float32], count: int, token: int, logprob: float
+) -> list[tuple[int, float]]:
+    """The `count` most likely ids, best first, and their log-probabilities; one of any is known.
+
+    Of equal logits the lower id goes first.
+    """
+    ids = largest(row, count) if count < row.size else np.arange(row.size)
+    values = row[ids]
+    order = np.argsort(-values, kind="stable")[:count]
+    known = float(row[token])
+    return [
+        (i, logprob + (value - known))
+        for i, value in zip(ids[order].tolist(), values[order].tolist(), strict=True)
+    ]
+
+
 def penalised(
-    row: NDArray[np.float32], history: NDArray[np.int64], penalty: float
+    x: NDArray[np.float64], seen: NDArray[np.int64], penalty: float
 ) -> NDArray[np.float64]:
     """CTRL's repetition penalty: every token seen before becomes less likely, once."""
-    x = row.astype(np.float64)
-    seen = x[history]
-    x[history] = np.where(seen < 0, seen * penalty, seen / penalty)
+    values = x[seen]
+    x[seen] = np.where(values < 0, values * penalty, values / penalty)
     return x
 
 

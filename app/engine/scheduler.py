@@ -3,18 +3,18 @@
 Sequences go in, one `step` at a time comes out as a `StepReport`: tokens and ends, in order, and
 what was measured. A step is either prefill runs (waiting sequences enter free slots, jobs in turn,
 with others of similar length) or one decode run of all active rows; while both have work, a decode
-run follows every few hundred prompt tokens. A run that raises is repeated; if it fails again, the
-row that makes it fail is found by running ever smaller prefixes of the batch, and that row alone
-starts again from its prompt, without telling its tokens twice, or fails for good. No failure leaks
-a slot.
+run follows every few hundred prompt tokens. A sequence that is searched by beam enters when there
+are slots for all of its hypotheses, and its rows are copied as these branch. A run that raises is
+repeated; if it fails again, the row that makes it fail is found by running ever smaller prefixes of
+the batch, and its sequence alone starts again from its prompt, without telling its tokens twice, or
+fails for good. No failure leaks a slot.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,76 +27,17 @@ from app.engine.request import (
     Failed,
     Finished,
     FinishReason,
+    Hypothesis,
     Request,
-    Timing,
     Token,
 )
-from app.engine.sampling import Sampler, choose
+from app.engine.sampling import choose, likeliest
+from app.engine.sequence import Row, Sequence, StepReport
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
 _PATIENCE = 256  # prompt tokens that running sequences let others read between two of their steps
 _RUN_TOKENS = 8  # what a prefill run costs beyond its tokens, in tokens: padding that pays
-
-
-class Sequence:
-    """A request on its way: `output` has been told to the listener, `generated` of it is cached."""
-
-    __slots__ = (
-        "admitted_at", "attempts", "ended", "first_at", "generated", "job", "limit", "output",
-        "request", "sampler", "submitted_at", "token_at",
-    )
-
-    def __init__(
-        self, request: Request, capacity: int, now: float, job: Hashable = None
-    ) -> None:
-        self.request = request
-        self.job = id(self) if job is None else job  # sequences of one job take turns with others
-        self.limit = min(request.max_tokens, capacity - len(request.prompt))
-        self.output: list[int] = []
-        self.generated = 0
-        self.sampler: Sampler | None = None
-        self.attempts = 0
-        self.ended = False
-        self.submitted_at = now
-        self.admitted_at: float | None = None
-        self.first_at: float | None = None
-        self.token_at = now
-
-    def start(self) -> None:
-        options = self.request.sampling
-        plain = options.temperature == 0.0 and options.repetition_penalty == 1.0
-        plain = plain and not options.no_repeat_ngram
-        self.sampler = None if plain else Sampler(options, self.request.prompt)
-        self.generated = 0
-        self.attempts += 1
-
-    @property
-    def choice(self) -> tuple[Sampler, NDArray[np.int64]] | None:
-        if self.sampler is None:
-            return None
-        if self.request.sampling.repetition_penalty == 1.0:
-            return self.sampler, np.empty(0, np.int64)
-        tokens = [*self.request.prompt, *self.output[: self.generated]]
-        return self.sampler, np.array(tokens, np.int64)
-
-    def timing(self, now: float) -> Timing:
-        admitted = now if self.admitted_at is None else self.admitted_at
-        first = now if self.first_at is None else self.first_at
-        return Timing(admitted - self.submitted_at, first - admitted, now - first)
-
-
-@dataclass(slots=True)
-class StepReport:
-    """What one step did: events in order, then figures for the metrics."""
-
-    events: list[tuple[Sequence, Event]] = field(default_factory=list)
-    queue_times: list[float] = field(default_factory=list)
-    first_token_times: list[float] = field(default_factory=list)
-    token_intervals: list[float] = field(default_factory=list)
-    prefill_runs: list[int] = field(default_factory=list)  # prompt tokens of each
-    decode_rows: int = 0
-    failures: list[tuple[str, Exception]] = field(default_factory=list)  # phase, what was raised
 
 
 class Scheduler:
@@ -111,7 +52,7 @@ class Scheduler:
         self._max_prefill_tokens = max_prefill_tokens
         self._clock = clock
         self._waiting: Line[Sequence] = Line()
-        self._table: SlotTable[Sequence] = SlotTable(decoder)
+        self._table: SlotTable[Row] = SlotTable(decoder)
         self._next_deadline = math.inf
         self._read = 0  # prompt tokens since the last decode step
         self._report = StepReport()
@@ -122,7 +63,8 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        return len(self._table)
+        """Slots that are taken."""
+        return sum(sequence.request.slots for sequence in self._running())
 
     @property
     def idle(self) -> bool:
@@ -146,7 +88,7 @@ class Scheduler:
         """One prefill or decode step, as far as there is work."""
         self._expire(self._clock())
         patient = not self._table.owners or self._read < _PATIENCE
-        if self._waiting and self._table.free and patient:
+        if patient and self._next():
             self._prefill()
             self._read += sum(self._report.prefill_runs)
         else:
@@ -160,15 +102,14 @@ class Scheduler:
     def _prefill(self) -> None:
         """Runs of waiting prompts, together no more than `max_prefill_tokens`, or one prompt."""
         budget = self._max_prefill_tokens
-        while self._table.free and (group := self._group(budget)):
+        while group := self._group(budget):
             now = self._clock()
             for sequence in group:
                 self._waiting.serve(sequence)
                 if sequence.admitted_at is None:
                     sequence.admitted_at = now
                     self._report.queue_times.append(now - sequence.submitted_at)
-                sequence.start()
-            budget -= len(group) * max(len(s.request.prompt) for s in group)
+            budget -= len(group) * max(len(s.prefix) for s in group)
             if not self._prefill_run(group):
                 for sequence in group:
                     if not self._prefill_run([sequence]):
@@ -176,15 +117,15 @@ class Scheduler:
 
     def _group(self, budget: int) -> list[Sequence]:
         """The first waiting sequence and, of the next in line, those of similar length."""
-        line = self._waiting.next(self._table.free)
+        line = self._next()
         if not line:
             return []
-        size = len(line[0].request.prompt)
+        size = len(line[0].prefix)
         if size > budget and budget < self._max_prefill_tokens:
             return []  # the first prompt of a step may exceed the budget alone
         group, longest = line[:1], size
-        for other in sorted(line[1:], key=lambda s: abs(len(s.request.prompt) - size)):
-            length, rows = len(other.request.prompt), len(group)
+        for other in sorted(line[1:], key=lambda s: abs(len(s.prefix) - size)):
+            length, rows = len(other.prefix), len(group)
             high = max(longest, length)
             padding = high * (rows + 1) - longest * rows - length  # that this prompt would add
             if padding <= _RUN_TOKENS and high * (rows + 1) <= budget:
@@ -192,15 +133,27 @@ class Scheduler:
                 longest = high
         return group
 
+    def _next(self) -> list[Sequence]:
+        """The first waiting sequences, as far as there are free slots for them."""
+        if not self._waiting:
+            return []
+        room, fitting = self._decoder.slots - self.active, []
+        for sequence in self._waiting.next(room):
+            room -= sequence.request.slots
+            if room < 0:
+                break
+            fitting.append(sequence)
+        return fitting
+
     def _prefill_run(self, group: list[Sequence]) -> bool:
         first = len(self._table)
-        prompts = [sequence.request.prompt for sequence in group]
+        prompts = [sequence.prefix for sequence in group]
         logits = self._try("prefill", lambda: self._decoder.prefill(first, prompts))
         if logits is None:
             return False
         lengths = [len(prompt) for prompt in prompts]
         self._report.prefill_runs.append(sum(lengths))
-        self._table.add(group, lengths)
+        self._table.add([sequence.start() for sequence in group], lengths)
         self._accept(first, logits)
         return True
 
@@ -216,9 +169,8 @@ class Scheduler:
                 self._table.grow()
                 self._accept(0, logits)
                 return
-            row = self._guilty(rows)
-            self._retry(self._table.owners[row])
-            self._release(row)
+            self._retry(self._table.owners[self._guilty(rows)].sequence)
+            self._sweep()
 
     def _decode_run(self, rows: int) -> NDArray[np.float32] | None:
         tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
@@ -251,41 +203,84 @@ class Scheduler:
 
     def _accept(self, first: int, logits: NDArray[np.float32]) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
-        owners = self._table.owners[first:]
-        ids, logprobs = choose(logits, [sequence.choice for sequence in owners])
+        rows = self._table.owners[first:]
+        ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
         now = self._clock()
         self._table.feed(first, ids)
-        gone = [
-            first + i
-            for i, (sequence, token) in enumerate(zip(owners, ids.tolist(), strict=True))
-            if not self._take(sequence, token, logprobs[i], now)
-        ]
-        for row in reversed(gone):  # from the end, so that no row of `gone` is moved
-            self._release(row)
+        searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
+        for row, values, token, logprob in zip(rows, logits, ids.tolist(), logprobs, strict=True):
+            if row.sequence.search is None:
+                self._take(row.sequence, values, token, logprob, now)
+            else:
+                searched.setdefault(row.sequence, {})[row] = (values, token, logprob)
+        for sequence, read in searched.items():
+            self._search(sequence, read, now)
+        self._sweep()
 
-    def _take(self, sequence: Sequence, token: int, logprob: float, now: float) -> bool:
-        """Give a sequence its next token; False when it leaves its slot."""
+    def _take(
+        self,
+        sequence: Sequence,
+        logits: NDArray[np.float32],
+        token: int,
+        logprob: float,
+        now: float,
+    ) -> None:
+        """Give a sequence its next token; it leaves its row when it ends or must start again."""
+        request, output = sequence.request, sequence.output
         if math.isnan(logprob):
             self._retry(sequence)
-            return False
-        if sequence.generated < len(sequence.output):  # started again: these have been told
-            if sequence.output[sequence.generated] != token:
+            return
+        if not output:
+            self._tell(sequence, [Token(forced, 0.0) for forced in request.forced])
+        if sequence.generated < len(output):  # started again: these have been told
+            if output[sequence.generated] == token:
+                sequence.generated += 1
+            else:
                 self._fail(sequence, _failed())
-                return False
-            sequence.generated += 1
-            return True
-        if token in sequence.request.end_ids:
-            self._time_token(sequence, now)
-            self._finish(sequence, "stop", now)
-            return False
+            return
         self._time_token(sequence, now)
-        sequence.output.append(token)
+        if token in request.end_ids:
+            self._finish(sequence, "stop", now)
+            return
+        count = request.sampling.logprobs
+        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
+        self._tell(sequence, [Token(token, logprob, top)])
         sequence.generated += 1
-        self._report.events.append((sequence, Token(token, logprob)))
         if sequence.generated >= sequence.limit:
             self._finish(sequence, "length", now)
-            return False
-        return True
+
+    def _search(
+        self,
+        sequence: Sequence,
+        read: dict[Row, tuple[NDArray[np.float32], int, float]],
+        now: float,
+    ) -> None:
+        """Take a beam search one token further, and its rows to where its hypotheses now are."""
+        search = sequence.search
+        assert search is not None
+        if any(math.isnan(logprob) for _, _, logprob in read.values()):
+            self._retry(sequence)
+            return
+        self._time_token(sequence, now)
+        former = [branch.output for branch in search.live]
+        parents = search.advance([read[row] for row in sequence.rows])
+        if not parents:
+            best = search.best[0]
+            self._tell(sequence, list(map(Token, best.ids, best.logprobs)))
+            self._finish(sequence, best.reason, now, search.best)
+            return
+        try:
+            sequence.fork(self._table, parents, former)
+        except Exception as error:
+            self._report.failures.append(("move", error))
+            self._retry(sequence)
+            return
+        for row, branch in zip(sequence.rows, search.live, strict=True):
+            self._table.put(self._table.owners.index(row), branch.output[-1])
+
+    def _tell(self, sequence: Sequence, tokens: list[Token]) -> None:
+        sequence.output += [token.id for token in tokens]
+        self._report.events += [(sequence, token) for token in tokens]
 
     def _time_token(self, sequence: Sequence, now: float) -> None:
         if sequence.first_at is None:
@@ -295,21 +290,26 @@ class Scheduler:
             self._report.token_intervals.append(now - sequence.token_at)
         sequence.token_at = now
 
-    def _release(self, row: int) -> None:
-        """Free a row. When its slot cannot be filled, the rows that cannot move start again."""
-        while True:
-            try:
-                self._table.remove(row)
-                return
-            except Exception as error:
-                self._report.failures.append(("move", error))
-                self._retry(self._table.pop())
+    def _sweep(self) -> None:
+        """Free the rows that were left. Rows that cannot be moved into their slots start again."""
+        table = self._table
+        at = len(table) - 1  # from the end, so that no row that was left is moved
+        while at >= 0:
+            if table.owners[at].left:
+                try:
+                    table.remove(at)
+                except Exception as error:
+                    self._report.failures.append(("move", error))
+                    self._retry(table.pop().sequence)
+                    at = len(table)  # the sequence may have left other rows
+            at -= 1
 
     def _retry(self, sequence: Sequence) -> None:
         """Put an active sequence back at the head of the queue, or fail it: its attempts end."""
         if sequence.attempts >= _ATTEMPTS:
             self._fail(sequence, _failed())
         else:
+            sequence.leave()
             self._waiting.return_first(sequence)
 
     def _withdraw(self, sequence: Sequence) -> bool:
@@ -317,17 +317,17 @@ class Scheduler:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
             return True
-        row = self._table.row(sequence)
-        if row is None:
+        if not sequence.rows:
             return False
-        self._release(row)
+        sequence.leave()
+        self._sweep()
         return True
 
     def _expire(self, now: float) -> None:
         if now < self._next_deadline:
             return
         self._next_deadline = math.inf
-        for sequence in [*self._waiting, *self._table.owners]:
+        for sequence in [*self._waiting, *self._running()]:
             deadline = sequence.request.deadline
             if deadline is None:
                 continue
@@ -337,26 +337,39 @@ class Scheduler:
                 tokens = len(sequence.output)
                 self._fail(sequence, DeadlineExceeded(f"The deadline passed after {tokens} tokens"))
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
-        self._end(sequence, Finished(reason, sequence.timing(now)))
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        hypotheses: tuple[Hypothesis, ...] = (),
+    ) -> None:
+        self._end(sequence, Finished(reason, sequence.timing(now), hypotheses))
 
     def _fail(self, sequence: Sequence, error: AppError) -> None:
         self._end(sequence, Failed(error))
 
     def _end(self, sequence: Sequence, event: Event) -> None:
         sequence.ended = True
+        sequence.leave()
         self._report.events.append((sequence, event))
+
+    def _running(self) -> list[Sequence]:
+        return list(dict.fromkeys(row.sequence for row in self._table.owners))
 
     def check(self) -> None:
         """Raise AssertionError when the state is inconsistent; tests call it after every step."""
         self._table.check()
-        active, rows = self._table.owners, len(self._table)
-        tokens, lengths = self._table.tokens(rows).tolist(), self._table.lengths(rows).tolist()
-        for sequence, token, length in zip(active, tokens, lengths, strict=True):
+        owners, active = self._table.owners, self._running()
+        tokens = self._table.tokens(len(owners)).tolist()
+        lengths = self._table.lengths(len(owners)).tolist()
+        assert self.active <= self._decoder.slots, "more slots are promised than there are"
+        assert not any(row.left for row in owners), "a row that was left holds a slot"
+        assert len(owners) == sum(len(sequence.rows) for sequence in active)
+        for sequence in active:
             assert sequence not in self._waiting, "both waiting and active"
-            assert 0 < sequence.generated <= len(sequence.output) < sequence.limit
-            assert token == sequence.output[sequence.generated - 1], "the wrong token is fed"
-            assert length == len(sequence.request.prompt) + sequence.generated - 1
+            at = [owners.index(row) for row in sequence.rows]
+            sequence.check([tokens[i] for i in at], [lengths[i] for i in at])
         for sequence in [*self._waiting, *active]:
             assert not sequence.ended, "an ended sequence holds a place"
             assert sequence.attempts <= _ATTEMPTS

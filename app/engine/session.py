@@ -242,15 +242,15 @@ class OnnxDecoder:
             _bind_inputs(step.binding, step.feeds)
         return self._run(step.binding, rows)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` cached positions of slot `source` over slot `target`."""
+    def move(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Copy the cached positions start..length-1 of slot `source` to those of slot `target`."""
         for slot in (source, target):
             if not 0 <= slot < self.slots:
                 raise ValueError(f"slot {slot} is outside 0..{self.slots - 1}")
-        if not 0 <= length <= self.capacity:
-            raise ValueError(f"length {length} is outside 0..{self.capacity}")
+        if not 0 <= start <= length <= self.capacity:
+            raise ValueError(f"length {length} from {start} is outside 0..{self.capacity}")
         if source != target:
-            self._caches.move(source, target, length)
+            self._caches.move(source, target, length, start)
 
     def _check_ids(self, ids: NDArray[np.int64]) -> None:
         if ids.min() < 0 or ids.max() >= self.vocabulary:
@@ -331,9 +331,9 @@ class _Caches:
             binding.bind_input(past, self._device, 0, self._dtype, shape, where)
             binding.bind_output(present, self._device, 0, self._dtype, shape, where)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def move(self, source: int, target: int, length: int, start: int) -> None:
         for array in self._arrays:
-            array[target, :, :length] = array[source, :, :length]
+            array[target, :, start:length] = array[source, :, start:length]
         if self._copy is None:
             return
         shape = self._slot_shape  # whole slots: one contiguous piece each

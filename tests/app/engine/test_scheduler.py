@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from app.engine.request import Event, Failed, Finished, Request, Sampling, Token
-from app.engine.scheduler import Scheduler, Sequence, StepReport
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Sequence, StepReport
 from app.errors import DeadlineExceeded, EngineFailed
 from tests.fakes import FakeDecoder, RunFailed
 

@@ -81,6 +81,16 @@ def test_move_and_later_prefill_leave_a_sequence_as_it_is(bundle: Bundle) -> Non
     assert np.array_equal(row, expected[3])
 
 
+def test_a_copy_of_what_differs_is_a_whole_copy(bundle: Bundle) -> None:
+    decoder = OnnxDecoder(bundle, slots=3, threads=2)
+    prompt = make_prompts(decoder.vocabulary)[5]
+    decoder.prefill(0, [prompt, [*prompt[:3], 9, 9]])
+    decoder.move(0, 1, len(prompt), 3)  # forward, over a row with the same beginning
+    decoder.move(0, 2, len(prompt))
+    rows = decoder.decode(np.full(3, 7, np.int64), np.full(3, len(prompt), np.int32))
+    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
+
+
 def test_decode_continues_what_prefill_of_the_whole_would_say(fp32_bundle: Bundle) -> None:
     decoder = OnnxDecoder(fp32_bundle, slots=2, threads=1)
     prompt = make_prompts(decoder.vocabulary)[9]
