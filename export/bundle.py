@@ -83,6 +83,15 @@ def export_bundle(
     return Bundle.open(place)
 
 
+def record_scores(bundle: Bundle, scores: Sequence[ScoreEntry]) -> Bundle:
+    """Write scores that were measured with the bundle itself into its manifest."""
+    manifest = bundle.manifest.model_copy(update={"scores": tuple(scores)})
+    with tempfile.TemporaryDirectory(prefix=".scores.", dir=bundle.path) as folder:
+        _write_manifest(Path(folder), manifest)
+        os.replace(Path(folder) / MANIFEST, bundle.path / MANIFEST)
+    return Bundle.open(bundle.path)
+
+
 def build_model(source: Checkpoint, precision: Precision) -> onnx.ModelProto:
     tensors = source.tensors
     weights: Weights = Int8Weights(tensors) if precision == "int8" else FloatWeights(tensors)

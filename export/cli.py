@@ -1,4 +1,4 @@
-"""The console commands `gpt2-mt export` and `gpt2-mt evaluate`.
+"""The console commands `gpt2-mt export`, `gpt2-mt build` and `gpt2-mt evaluate`.
 
 Only the standard library is imported here; each command imports what it needs when it runs.
 """
@@ -21,6 +21,10 @@ _EXPORT_EXAMPLE = """examples:
   gpt2-mt export runs/base/checkpoint bundles/base --testset testsets --scores results.json
   gpt2-mt export --restore bundles/base checkpoints/base
   gpt2-mt export checkpoints/base bundles/base-gpu --precision fp16
+"""
+_BUILD_EXAMPLE = """examples:
+  gpt2-mt build cpu --corpus corpus --tests testsets --out runs/cpu
+  gpt2-mt build my.toml --corpus corpus --tests testsets --out runs/my --set student.minutes=30
 """
 _EVALUATE_EXAMPLE = """examples:
   gpt2-mt evaluate app/models/default testsets
@@ -56,6 +60,21 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
     export.set_defaults(run=run_export)
+
+    from training.cli import add_pipeline_arguments
+
+    build = commands.add_parser(
+        "build",
+        help="go through a pipeline and export its model as a bundle",
+        description="Go through all stages of a pipeline, as `gpt2-mt train run` does, then\n"
+        "export the final checkpoint to OUT/bundle, verify it and score it with the engine.",
+        epilog=_BUILD_EXAMPLE,
+        formatter_class=raw,
+    )
+    add_pipeline_arguments(build)
+    build.add_argument("--precision", choices=("fp32", "int8", "fp16"), default="int8",
+                       help="int8 and fp32 are for CPUs, fp16 is for GPUs (default: %(default)s)")
+    build.set_defaults(run=run_build)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -98,6 +117,22 @@ def run_export(args: argparse.Namespace) -> int:
     _say(f"{bundle.path}: {args.precision} bundle of {size / 1e6:.1f} MB, verified")
     for key, value in bundle.manifest.verification.items():
         _say(f"  {key}: {value}")
+    return 0
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from export.build import BUNDLE, build_bundle
+    from training.cli import open_runner
+    from training.report import write_report
+    from training.view import View
+
+    runner = open_runner(args)
+    with runner.alone():
+        with View({**runner.states(), BUNDLE: "waiting"}, args.quiet) as view:
+            runner.run(view)
+            built = build_bundle(runner, args.precision, view)
+        report = write_report(runner.pipeline, args.out, built.rows, [built.section()])
+    _say(f"wrote {built.bundle.path}\nwrote {report}")
     return 0
 
 

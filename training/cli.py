@@ -136,9 +136,10 @@ def train_pipeline(arguments: argparse.Namespace) -> int:
     from training.view import View
 
     runner = open_runner(arguments)
-    with View(runner.states(), arguments.quiet) as view:
-        checkpoint = runner.run(view)
-    report = write_report(runner.pipeline, arguments.out)
+    with runner.alone():
+        with View(runner.states(), arguments.quiet) as view:
+            checkpoint = runner.run(view)
+        report = write_report(runner.pipeline, arguments.out)
     sys.stdout.write(f"wrote {checkpoint}\nwrote {report}\n")
     return 0
 
