@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training.batches import IGNORED, Batch
 from training.config import RunConfig
+from training.distil import Distiller, words_loss
 from training.losses import cross_entropy_sum
 from training.model import GPT
 
@@ -33,14 +34,25 @@ class Term:
 class Learner(nn.Module):
     """`weights` has each term's weight; products of the losses are taken in `dtype`."""
 
-    def __init__(self, model: GPT, config: RunConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: GPT, config: RunConfig, dtype: torch.dtype, distiller: Distiller | None = None
+    ) -> None:
         super().__init__()
         self.model, self.config, self.dtype = model, config, dtype
+        self.distiller = distiller
         self.heads: nn.Module = nn.ModuleDict()
         self.weights = {
             "causal": config.objectives.causal,
             "translation": 1.0, "source": config.source_loss, "text": 1.0, "task": 1.0,
         }  # fmt: skip
+        if distiller is not None:
+            distil, whole = config.distil, config.objectives.causal
+            for name in ("causal", *POOLED):
+                self.weights[name] *= distiller.label_weight(name)
+            self.weights |= {
+                "words": distil.words * (whole if config.stage == "pretrain" else 1.0),
+                "hidden": distil.hidden, "relations": distil.relations,
+            }  # fmt: skip
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Positions of each term of a batch, without a forward pass."""
@@ -48,22 +60,31 @@ class Learner(nn.Module):
         found = {name: _count(batch.targets)}
         if name == "translation" and self.config.source_loss:
             found["source"] = _count(source_targets(batch))
+        if self.distiller is not None:
+            found |= self.distiller.counts(batch)
         return found
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         name = self._name(batch)
-        hidden, _ = self.model(
+        hidden, cache = self.model(
             batch.ids, mask=self.config.mask, lengths=batch.lengths, prefix=batch.prefix
         )  # (batch, time, width)
-        terms = {name: self._tokens(hidden, batch.targets)}
+        if "word_ids" in batch.extra:
+            terms = self._words(name, hidden, batch)
+        else:
+            terms = {name: self._tokens(hidden, batch.targets)}
         if name == "translation" and self.config.source_loss:
             terms["source"] = self._tokens(hidden, source_targets(batch))
+        if self.distiller is not None:
+            sums, counts = self.distiller.distances(batch, hidden, cache), self.counts(batch)
+            terms |= {key: Term(total, counts[key]) for key, total in sums.items()}
         return terms
 
     def denominators(self, counts: Mapping[str, int]) -> dict[str, int]:
         """What each term's total over a step is divided by, given the step's counts."""
         pooled = sum(counts.get(name, 0) for name in POOLED)
-        return {k: max(1, pooled if k in POOLED else count) for k, count in counts.items()}
+        shared = (*POOLED, "words") if pooled else ()
+        return {k: max(1, pooled if k in shared else count) for k, count in counts.items()}
 
     def _name(self, batch: Batch) -> str:
         if batch.form == "text":
@@ -79,6 +100,20 @@ class Learner(nn.Module):
             hidden[chosen].float(), weight, targets, self.config.label_smoothing, self.dtype
         )
         return Term(total, len(targets))
+
+    def _words(self, name: str, hidden: Tensor, batch: Batch) -> dict[str, Term]:
+        """Labels and the teachers' words, by one product with the vocabulary."""
+        assert self.distiller is not None
+        chosen, distil = batch.targets != IGNORED, self.config.distil
+        weight: Tensor = self.model.transformer["wte"].weight  # type: ignore[assignment]
+        targets = batch.targets[chosen]
+        mixed, labels, words = words_loss(
+            hidden[chosen].float(), weight, targets, self.distiller.soft(batch, chosen),
+            distil.words, distil.temperature, self.config.label_smoothing, self.dtype,
+        )  # fmt: skip
+        # the gradients of both come by way of `words`: both are divided by the same count
+        words = words + (mixed - mixed.detach()) / distil.words
+        return {name: Term(labels, len(targets)), "words": Term(words, len(targets))}
 
 
 def step_counts(learner: Learner, batches: list[Batch]) -> Counter[str]:

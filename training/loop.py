@@ -190,6 +190,7 @@ class Run:
         values = {
             "step": self.step, "elapsed": self.elapsed, "tokens": self.tokens,
             "cursor": asdict(self.cursor), "threads": torch.get_num_threads(),
+            "distil": self.learner.distiller.on if self.learner.distiller else {},
         }  # fmt: skip
         save_state(whole, self.optimisers, values)
         replace_folder(whole, self.folder / "last")
@@ -215,6 +216,8 @@ class Run:
             self.step, self.elapsed = values["step"], values["elapsed"]
             self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
             threads = values["threads"]
+            if self.learner.distiller is not None:
+                self.learner.distiller.on.update(values["distil"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{last}/state.json: {error!r}") from None
         if threads != torch.get_num_threads():

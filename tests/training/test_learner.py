@@ -105,6 +105,7 @@ def test_terms_by_form(model: GPT, recipe: Recipe, stage: str, form: str, name: 
 
 def test_text_and_pairs_of_a_step_weigh_alike_by_position(model: GPT, recipe: Recipe) -> None:
     learner = Learner(model, recipe(source_loss=0.5), torch.float32)
-    assert learner.denominators({"translation": 30, "text": 10, "source": 7, "words": 0}) == {
-        "translation": 40, "text": 40, "source": 7, "words": 1,
+    counts = {"translation": 30, "text": 10, "source": 7, "words": 30, "hidden": 0}
+    assert learner.denominators(counts) == {
+        "translation": 40, "text": 40, "source": 7, "words": 40, "hidden": 1,
     }  # fmt: skip
