@@ -2,7 +2,7 @@
 
 In go, step by step, the logits of every live hypothesis; out come the parents of those that live
 next, so that the caller can bring their caches into place. This is the whole definition, and
-`training.decode.beam` follows the same:
+`training.beam` follows the same:
 
 Every live hypothesis is continued by every token that is not forbidden, and the continuations are
 ranked by the sum of their log-probabilities. Of the first `size` of them, those that end are

@@ -7,18 +7,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from app.bundle import Bundle
 from app.engine.engine import Engine, Ticket
-from app.engine.request import Decoder, Event, Failed, Finished, Request, Sampling, Token
+from app.engine.request import (
+    Beam,
+    Decoder,
+    Event,
+    Failed,
+    Finished,
+    Hypothesis,
+    Request,
+    Sampling,
+    Token,
+)
 from app.engine.session import OnnxDecoder
 from app.errors import AppError, InvalidField, NotReady, QueueFull, TooLong
 from app.metrics import Metrics
 from tests.fakes import FakeDecoder, RunFailed
 
 END = frozenset({0})
+INF = float("inf")
 
 
 class Listener:
@@ -39,6 +51,11 @@ class Listener:
             self.ended.set()
         if self._act is not None:
             self._act(event)
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        end = self.events[-1]
+        return end.hypotheses if isinstance(end, Finished) else ()
 
     @property
     def answer(self) -> tuple[list[Token], str]:
@@ -107,16 +124,25 @@ def mixed(count: int, vocabulary: int = 96) -> list[Request]:
         Sampling(0.9, top_k=20, seed=1),
         Sampling(),
         Sampling(1.1, top_p=0.9, repetition_penalty=1.2, seed=2),
+        Sampling(0.8, min_p=0.1, presence_penalty=0.4, frequency_penalty=0.3, seed=3),
+        Sampling(logit_bias=((9, 3.0),), min_tokens=8, no_repeat_ngram=2, logprobs=4),
+        Beam(4, 1.0, best=4),
+        Beam(3, 0.0, early_stopping=False, best=2),
     ]
-    return [
-        a_request(
+    requests = []
+    for i in range(count):
+        option, forced = options[i % len(options)], rng.choice([(), (), (), (11, 12, 13)])
+        one = a_request(
             Listener(),
             tuple(rng.randrange(1, vocabulary) for _ in range(rng.randrange(1, 30))),
             rng.randrange(5, 30),
-            options[i % len(options)],
         )
-        for i in range(count)
-    ]
+        if isinstance(option, Beam):
+            one = replace(one, beam=option)
+        else:
+            one = replace(one, sampling=option)
+        requests.append(replace(one, forced=forced))
+    return requests
 
 
 def answers(requests: list[Request]) -> list[tuple[list[Token], str]]:
@@ -130,7 +156,10 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 @pytest.mark.parametrize("model", ["fake", "fp32_bundle", "int8_bundle"])
-def test_sixty_four_at_once_equal_one_by_one(model: str, request: pytest.FixtureRequest) -> None:
+def test_any_company_any_arrival_the_same_answer(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    """Greedy, sampled, searched, with options; some are cancelled on the way. 300 of each model."""
     bundle: Bundle | None = None if model == "fake" else request.getfixturevalue(model)
 
     def decoder(slots: int) -> Decoder:
@@ -138,17 +167,33 @@ def test_sixty_four_at_once_equal_one_by_one(model: str, request: pytest.Fixture
             return FakeDecoder(slots=slots)
         return OnnxDecoder(bundle, slots=slots, threads=2)
 
-    vocabulary = decoder(1).vocabulary
-    alone, together = mixed(64, vocabulary), mixed(64, vocabulary)
-    with running(decoder(1)) as engine:
+    vocabulary, rng = decoder(1).vocabulary, random.Random(7)
+    alone, together = mixed(300, vocabulary), mixed(300, vocabulary)
+    with running(decoder(4)) as engine:
         for one in alone:
             engine.submit([one])
             answers([one])
     metrics = Metrics()
     with running(decoder(16), metrics) as engine:
-        engine.submit(together)
+        tickets: list[Ticket] = []
+        while len(tickets) < len(together):
+            tickets += engine.submit(together[len(tickets) :][: rng.choice([1, 3, 20])])
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 0.01)
+            if rng.random() < 0.6:
+                rng.choice(tickets).cancel()
+        pairs = list(zip(answers(together), answers(alone), strict=True))
+        assert engine.stats().active == 0
+    for (tokens, reason), (expected, end) in pairs:
         # Token equality is ids and log-probabilities, bit by bit.
-        assert answers(together) == answers(alone)
+        if reason == "cancelled":
+            assert tokens == expected[: len(tokens)]
+        else:
+            assert (tokens, reason) == (expected, end)
+    for one, other in zip(together, alone, strict=True):
+        found, wanted = (each.listener.hypotheses for each in (one, other))  # type: ignore[attr-defined]
+        assert found == wanted or one.listener.answer[1] == "cancelled"  # type: ignore[attr-defined]
+    assert {reason for (_, reason), _ in pairs} >= {"length", "cancelled"}
     name = "gpt2mt_decode_batch_size"
     assert value(metrics, f"{name}_sum") / value(metrics, f"{name}_count") > 8
 
@@ -174,6 +219,22 @@ def test_listeners_are_called_on_the_engines_thread() -> None:
         ({"sampling": Sampling(top_p=1.5)}, InvalidField, "top_p"),
         ({"sampling": Sampling(top_k=-1)}, InvalidField, "top_k"),
         ({"sampling": Sampling(repetition_penalty=0.0)}, InvalidField, "repetition_penalty"),
+        ({"sampling": Sampling(min_p=1.5)}, InvalidField, "min_p"),
+        ({"sampling": Sampling(presence_penalty=INF)}, InvalidField, "presence_penalty"),
+        ({"sampling": Sampling(frequency_penalty=INF)}, InvalidField, "frequency_penalty"),
+        ({"sampling": Sampling(logit_bias=((96, 1.0),))}, InvalidField, "logit_bias"),
+        ({"sampling": Sampling(logit_bias=((5, INF),))}, InvalidField, "logit_bias"),
+        ({"sampling": Sampling(min_tokens=-1)}, InvalidField, "min_tokens"),
+        ({"sampling": Sampling(logprobs=-1)}, InvalidField, "logprobs"),
+        ({"forced": (96,)}, InvalidField, "prefix"),
+        ({"forced": (5,) * 61}, TooLong, "prefix"),
+        ({"forced": (5,) * 20}, InvalidField, "max_tokens"),
+        ({"beam": Beam(9)}, InvalidField, "beam"),
+        ({"beam": Beam(0)}, InvalidField, "beam"),
+        ({"beam": Beam(2, best=3)}, InvalidField, "alternatives"),
+        ({"beam": Beam(2, INF)}, InvalidField, "length_penalty"),
+        ({"beam": Beam(2), "sampling": Sampling(0.5)}, InvalidField, "temperature"),
+        ({"beam": Beam(2), "sampling": Sampling(logprobs=1)}, InvalidField, "logprobs"),
     ],
 )
 def test_a_bad_request_is_refused_with_its_field(
@@ -182,7 +243,7 @@ def test_a_bad_request_is_refused_with_its_field(
     good = Listener()
     with running() as engine:
         with pytest.raises(error) as caught:
-            engine.submit([a_request(good), a_request(Listener(), **change)])  # type: ignore[arg-type]
+            engine.submit([a_request(good), replace(a_request(Listener()), **change)])
         assert caught.value.param == param
         assert engine.stats().queued == 0, "all or nothing"
     assert not good.events
@@ -251,7 +312,7 @@ def test_deadline() -> None:
 
 def test_stop_drains() -> None:
     requests = mixed(40)
-    with running(FakeDecoder(slots=2)) as engine:
+    with running(FakeDecoder(slots=4)) as engine:
         engine.submit(requests)
         engine.stop(drain=True)
         assert not engine.alive
@@ -288,7 +349,7 @@ def test_when_the_loop_dies_everyone_is_told() -> None:
     gate = Gate(is_open=False)
     gate.error = SystemExit()  # no run failure: nothing that the scheduler may catch
     requests = mixed(20)
-    with running(FakeDecoder(slots=2, hook=gate)) as engine:
+    with running(FakeDecoder(slots=4, hook=gate)) as engine:
         engine.submit(requests)
         gate.open()
         assert {reason for _, reason in answers(requests)} == {"engine_failed"}
@@ -331,7 +392,7 @@ def test_metrics_add_up() -> None:
     for reason in ("stop", "length", "cancelled", "deadline", "failed"):
         expected = sum(end == reason for _, end in got)
         assert value(metrics, "gpt2mt_sequences_total", finish_reason=reason) == expected
-    prompts = sum(len(one.prompt) for one in requests)
+    prompts = sum(len(one.prompt) + len(one.forced) for one in requests)
     assert value(metrics, "gpt2mt_prompt_tokens_total") in (prompts, prompts + 1)
     assert value(metrics, "gpt2mt_time_to_first_token_seconds_count") >= 30
     assert value(metrics, "gpt2mt_queue_time_seconds_count") >= 30

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from app.engine.request import Event, Failed, Finished, Request, Sampling, Token
+from app.engine.request import (
+    Beam,
+    Event,
+    Failed,
+    Finished,
+    Hypothesis,
+    Request,
+    Sampling,
+    Token,
+)
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence, StepReport
 from app.errors import DeadlineExceeded, EngineFailed
@@ -35,15 +45,22 @@ def mixed(count: int, seed: int = 0) -> list[Request]:
         Sampling(1.2, top_k=10, seed=12),
         Sampling(1.0, top_p=0.8, repetition_penalty=1.2, seed=13),
         Sampling(repetition_penalty=1.4),
+        Sampling(0.9, min_p=0.05, presence_penalty=0.5, frequency_penalty=0.2, min_tokens=6),
+        Sampling(logit_bias=((0, -3.0), (7, 2.0)), no_repeat_ngram=2, logprobs=3),
+        Beam(3, best=3),
+        Beam(2, 0.6, early_stopping=False),
     ]
-    return [
-        request(
-            [rng.randrange(1, 96) for _ in range(rng.randrange(1, 40))],
-            rng.randrange(1, 40),
-            options[i % len(options)],
-        )
-        for i in range(count)
-    ]
+    requests = []
+    for i in range(count):
+        prompt = [rng.randrange(1, 96) for _ in range(rng.randrange(1, 40))]
+        one, option = request(prompt, rng.randrange(1, 40)), options[i % len(options)]
+        if rng.random() < 0.2:
+            one = replace(one, forced=(5, 6, 7), max_tokens=one.max_tokens + 3)
+        if isinstance(option, Beam):
+            requests.append(replace(one, beam=option, sampling=Sampling(no_repeat_ngram=3)))
+        else:
+            requests.append(replace(one, sampling=option))
+    return requests
 
 
 class Driver:
@@ -85,6 +102,10 @@ class Driver:
     def answers(self) -> list[tuple[list[Token], str]]:
         return [answer(told) for told in self.events.values()]
 
+    def hypotheses(self) -> list[tuple[Hypothesis, ...]]:
+        ends = [told[-1] for told in self.events.values()]
+        return [end.hypotheses if isinstance(end, Finished) else () for end in ends]
+
 
 def answer(told: list[Event]) -> tuple[list[Token], str]:
     tokens = [event for event in told if isinstance(event, Token)]
@@ -109,15 +130,17 @@ def run_all(
 
 
 def one_by_one(requests: list[Request]) -> list[tuple[list[Token], str]]:
-    return [run_all([one], slots=1).answers()[0] for one in requests]
+    return [run_all([one], slots=one.slots).answers()[0] for one in requests]
 
 
 def test_together_equals_one_by_one() -> None:
     requests = mixed(64)
     expected = one_by_one(requests)
+    hypotheses = [run_all([one], slots=one.slots).hypotheses()[0] for one in requests]
     for slots in (3, 16):
         driver = run_all(requests, slots=slots)
         assert driver.answers() == expected  # Token equality is ids and logprobs, bit by bit
+        assert driver.hypotheses() == hypotheses
         rows = [report.decode_rows for report in driver.reports if report.decode_rows]
         assert sum(rows) / len(rows) > slots * 0.6
     assert {reason for _, reason in expected} == {"stop", "length"}
@@ -363,12 +386,12 @@ def test_fuzz(seed: int) -> None:
         if rng.random() < trouble:
             raise RunFailed
 
-    driver = Driver(FakeDecoder(slots=rng.choice([1, 3, 8]), hook=hook))
+    driver = Driver(FakeDecoder(slots=rng.choice([3, 5, 8]), hook=hook))
     requests = mixed(120, seed)
     added: list[tuple[Sequence, Request]] = []
     for one in requests:
         deadline = driver.now + rng.randrange(1, 200) if rng.random() < 0.2 else None
-        one = Request(one.prompt, one.max_tokens, ignore, END, one.sampling, deadline)
+        one = replace(one, deadline=deadline)
         added.append((driver.add(one), one))
         for _ in range(rng.randrange(0, 9)):
             driver.step()
@@ -383,3 +406,78 @@ def test_fuzz(seed: int) -> None:
             assert got[0] == wanted[0][: len(got[0])]
     reasons = {answer(told)[1] for told in driver.events.values()}
     assert reasons >= {"stop", "length", "cancelled"}
+
+
+def test_a_beam_waits_until_all_of_its_slots_are_free() -> None:
+    driver = Driver(FakeDecoder(slots=4))
+    first = driver.add(Request((7, 8), 6, ignore, frozenset()))
+    wide = driver.add(Request((7, 8), 3, ignore, frozenset(), beam=Beam(4)))
+    later = driver.add(Request((7, 9), 2, ignore, frozenset()))
+    driver.step()
+    assert (driver.scheduler.active, driver.scheduler.waiting) == (1, 2), "none passes it by"
+    while driver.scheduler.waiting == 2:
+        driver.step()
+    assert driver.events[first] and not driver.events[later]
+    assert driver.scheduler.active == 4
+    driver.run()
+    assert driver.answers() == one_by_one([first.request, wide.request, later.request])
+
+
+def test_slots_are_reserved_before_they_are_used() -> None:
+    """A prompt is one row; the others of a beam must not be given away."""
+    driver = Driver(FakeDecoder(slots=6), max_prefill_tokens=4)
+    requests = [Request((i, 8), 9, ignore, frozenset(), beam=Beam(3)) for i in range(1, 5)]
+    for one in requests:
+        driver.add(one)
+    driver.add(Request((9, 9), 9, ignore, frozenset()))
+    driver.step()
+    assert (driver.scheduler.active, driver.scheduler.waiting) == (6, 3)
+    driver.run()
+    assert max(report.decode_rows for report in driver.reports) == 6
+
+
+def test_cancelling_a_beam_frees_all_of_its_slots() -> None:
+    driver = Driver(FakeDecoder(slots=8))
+    beams = [
+        driver.add(Request((7, i), 40, ignore, frozenset(), beam=Beam(3))) for i in range(1, 5)
+    ]
+    for _ in range(6):
+        driver.step()
+    driver.scheduler.cancel(beams[0])
+    driver.scheduler.check()
+    assert driver.scheduler.active == 3
+    driver.run()
+    expected = one_by_one([one.request for one in beams])
+    assert driver.answers() == [([], "cancelled"), *expected[1:]]
+
+
+def test_a_hypothesis_that_breaks_decoding_fails_its_search_alone() -> None:
+    requests = mixed(18, seed=8)
+    victim = next(i for i, one in enumerate(requests) if one.beam and one.max_tokens > 5)
+    prompt = [*requests[victim].prompt, *requests[victim].forced]
+
+    def poison(history: list[int]) -> bool:
+        return len(history) == len(prompt) + 3 and history[: len(prompt)] == prompt
+
+    expected = one_by_one(requests)
+    expected[victim] = ([], "engine_failed")
+    assert run_all(requests, poison=poison).answers() == expected
+
+
+def test_a_thousand_cancellations_leave_no_slot_in_use() -> None:
+    rng = random.Random(0)
+    driver = Driver(FakeDecoder(slots=8))
+    live: list[Sequence] = []
+    for one in mixed(2000):
+        live.append(driver.add(one))
+        for _ in range(rng.randrange(3)):
+            driver.step()
+        if rng.random() < 0.9:
+            driver.scheduler.cancel(live.pop(rng.randrange(len(live))))
+            driver.scheduler.check()
+    while len(live) > 0:
+        driver.scheduler.cancel(live.pop())
+        driver.step()
+    assert driver.scheduler.active == driver.scheduler.waiting == 0 and driver.scheduler.idle
+    reasons = [answer(told)[1] for told in driver.events.values()]
+    assert reasons.count("cancelled") > 1000 and reasons.count("length") > 100
