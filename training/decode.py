@@ -1,78 +1,186 @@
-"""Reference decoding in torch: greedy search over a batch of prompts, with and without a cache.
+"""Reference decoding in torch: greedy, beam search and sampling over a batch of prompts.
 
-Prompts of unlike length flow in as lists of ids, new ids and a finish reason flow out. It serves
-evaluation of checkpoints and is what the faster engine is compared with.
+Prompts of unlike length flow in as lists of ids; new ids with finish reason and log-probability
+flow out. It serves evaluation of checkpoints and teachers, and is what the faster engine is
+compared with. Prompts of one length share a batch with a cache, so that no row needs padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from training.beam import Hypothesis, Search, Settings
 from training.errors import ConfigError
 from training.model import GPT, Cache, MaskMode
 
 
-@torch.inference_mode()
 def greedy(
     model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], end: int = 0,
-    mask: MaskMode = "causal", no_repeat_ngram: int = 0,
-    ngram_repeats: int = 1,
+    mask: MaskMode = "causal", no_repeat_ngram: int = 0, ngram_repeats: int = 1,
 ) -> list[tuple[list[int], str]]:  # fmt: skip
     """Most probable next token until `end` or the row's limit; ("stop" or "length") as reason.
 
-    Prompts of one length share a batch with a cache. With `no_repeat_ngram` n > 0 any n tokens in
-    a row may come in the output `ngram_repeats` times, or as often as in the prompt if that is
-    more. Raises ConfigError for an empty prompt.
+    A beam of one: `beam` with size 1 gives log-probabilities as well.
     """
-    results: list[tuple[list[int], str]] = [([], "length")] * len(prompts)
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ConfigError(f"prompt {i} is empty")
-        by_length.setdefault(len(prompt), []).append(i)
-    for rows in by_length.values():
-        outputs = _greedy_equal(
-            model, [prompts[i] for i in rows], [limits[i] for i in rows], end, mask,
-            (no_repeat_ngram, ngram_repeats),
-        )  # fmt: skip
-        for i, output in zip(rows, outputs, strict=True):
-            results[i] = output
+    found = beam(model, prompts, limits, 1, 0.0, end, mask, no_repeat_ngram=no_repeat_ngram,
+                 ngram_repeats=ngram_repeats)  # fmt: skip
+    return [(list(best.ids), best.reason) for (best,) in found]
+
+
+@torch.inference_mode()
+def beam(
+    model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], size: int,
+    length_penalty: float = 1.0, end: int = 0, mask: MaskMode = "causal", n_best: int = 1,
+    early_stopping: bool = True, no_repeat_ngram: int = 0, ngram_repeats: int = 1,
+) -> list[list[Hypothesis]]:  # fmt: skip
+    """For every prompt its `n_best` best hypotheses, best first; training.beam says which.
+
+    With `no_repeat_ngram` n > 0 any n tokens in a row may come in the output `ngram_repeats`
+    times, or as often as in the prompt if that is more. Raises ConfigError for an empty or too
+    long prompt and for sizes out of range.
+    """
+    if not 1 <= n_best <= size or length_penalty < 0:
+        raise ConfigError(
+            f"beam = {size}, n_best = {n_best}, length_penalty = {length_penalty}: "
+            "must be n_best in 1..beam and a penalty of 0 or more"
+        )
+    settings = Settings(size, length_penalty, n_best, early_stopping, end)
+    results = [[Hypothesis((), 0.0, 0.0, "length")] for _ in prompts]
+    for rows in _groups(model, prompts, limits):
+        searches = {i: Search(settings, limits[i]) for i in rows}
+
+        def step(logits: Tensor, searches: dict[int, Search] = searches) -> tuple[Ids, Ids]:
+            norms = logits.logsumexp(dim=-1).tolist()
+            going = [(i, search) for i, search in searches.items() if search.live]
+            owners = [(i, ids) for i, search in going for ids, _ in search.live]
+            for place, (i, ids) in enumerate(owners):
+                banned = forbidden(ids, prompts[i], no_repeat_ngram, ngram_repeats)
+                logits[place, banned] = -torch.inf
+            top = logits.topk(min(size + 1, logits.shape[1]))
+            values, tokens = top.values.tolist(), top.indices.tolist()
+            keep: list[int] = []
+            last: list[int] = []
+            first = 0
+            for _, search in going:
+                places = range(first, first + len(search.live))
+                parents = search.advance(
+                    [[(token, value - norms[at])
+                      for token, value in zip(tokens[at], values[at], strict=True)]
+                     for at in places]
+                )  # fmt: skip
+                keep += [first + parent for parent in parents]
+                last += [ids[-1] for ids, _ in search.live]
+                first += len(places)
+            return keep, last
+
+        _drive(model, [prompts[i] for i in rows], mask, step)
+        for i, search in searches.items():
+            results[i] = search.finished[:n_best]
     return results
 
 
-def _greedy_equal(
-    model: GPT, prompts: list[Sequence[int]], limits: list[int], end: int, mask: MaskMode,
-    repeats: tuple[int, int],
+@torch.inference_mode()
+def sample(
+    model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], temperature: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0, seed: int = 0, end: int = 0, mask: MaskMode = "causal",
 ) -> list[tuple[list[int], str]]:  # fmt: skip
-    """The same for prompts of one length, so that no row needs padding."""
+    """Draw the next token until `end` or the row's limit: (ids, reason) of each prompt.
+
+    The `top_k` most probable tokens are kept (0: all), of those, at the temperature, the fewest
+    that hold `top_p` of the probability (Holtzman et al. 2020). Row i draws from a stream of its
+    own, `seed` + i, so that company changes nothing.
+    """
+    if not (temperature > 0 and top_k >= 0 and 0 < top_p <= 1):
+        raise ConfigError(
+            f"temperature = {temperature}, top_k = {top_k}, top_p = {top_p}: must be above 0, "
+            "0 or more, and in (0, 1]"
+        )
+    outputs: list[list[int]] = [[] for _ in prompts]
+    reasons = ["length"] * len(prompts)
+    streams = [np.random.Philox(key=(seed + i) % 2**64) for i in range(len(prompts))]
+    for rows in _groups(model, prompts, limits):
+        going = list(rows)
+
+        def step(logits: Tensor, going: list[int] = going) -> tuple[Ids, Ids]:
+            chances = probabilities(logits, temperature, top_k, top_p).cumsum(dim=-1)
+            places = []
+            for place, i in enumerate(going):
+                u = float(int(streams[i].random_raw()) >> 11) * 2.0**-53  # in [0, 1)
+                token = int(torch.searchsorted(chances[place], u * chances[place, -1], right=True))
+                if token == end:
+                    reasons[i] = "stop"
+                    continue
+                outputs[i].append(token)
+                if len(outputs[i]) < limits[i]:
+                    places.append(place)
+            going[:] = [going[place] for place in places]
+            return places, [outputs[i][-1] for i in going]
+
+        _drive(model, [prompts[i] for i in rows], mask, step)
+    return list(zip(outputs, reasons, strict=True))
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What to draw from (rows, vocabulary), in double precision; of equals the lower id is kept."""
+    ranked, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    chances = (ranked / temperature).softmax(dim=-1)
+    if 0 < top_k < chances.shape[-1]:
+        chances[..., top_k:] = 0
+        chances /= chances.sum(dim=-1, keepdim=True)
+    before = F.pad(chances.cumsum(dim=-1)[..., :-1], (1, 0))
+    chances[before >= top_p] = 0
+    return torch.zeros_like(chances).scatter_(-1, order, chances / chances.sum(-1, keepdim=True))
+
+
+Ids = list[int]
+
+
+def _groups(
+    model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[list[int]]:
+    """The places of prompts of one length, without those that have no room for a token."""
+    by_length: dict[int, list[int]] = {}
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt:
+            raise ConfigError(f"prompt {i} is empty")
+        if len(prompt) > model.config.context:
+            raise ConfigError(
+                f"prompt {i}: {len(prompt)} tokens exceed the model's context of "
+                f"{model.config.context}"
+            )
+        if limit > 0:
+            by_length.setdefault(len(prompt), []).append(i)
+    return list(by_length.values())
+
+
+def _drive(
+    model: GPT, prompts: Sequence[Sequence[int]], mask: MaskMode,
+    step: Callable[[Tensor], tuple[Ids, Ids]],
+) -> None:  # fmt: skip
+    """Give `step` the logits (rows, vocabulary) of the next tokens until it keeps no row.
+
+    It answers which of the rows go on, in which order, and each one's token.
+    """
     ids = torch.tensor([list(p) for p in prompts], device=model.device)
     lengths = torch.full((len(prompts),), ids.shape[1], device=model.device)
     hidden, cache = model(ids, mask=mask, lengths=lengths, prefix=lengths)
-    rows = list(range(len(prompts)))
-    outputs: list[list[int]] = [[] for _ in prompts]
-    reasons = ["length"] * len(prompts)
-    while rows:
-        logits = model.logits(hidden[:, -1])
-        for place, row in enumerate(rows):
-            logits[place, forbidden(outputs[row], prompts[row], *repeats)] = -torch.inf
-        chosen = logits.argmax(dim=-1).tolist()
-        going = []
-        for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            if token == end:
-                reasons[row] = "stop"
-            elif len(outputs[row]) < limits[row]:
-                outputs[row].append(token)
-                if len(outputs[row]) < limits[row]:
-                    going.append(place)
-        if not going:
-            break
-        cache = _keep(cache, going) if len(going) < len(rows) else cache
-        rows = [rows[place] for place in going]
-        last = torch.tensor([[outputs[row][-1]] for row in rows], device=model.device)
-        hidden, cache = model(last, past=cache)
-    return list(zip(outputs, reasons, strict=True))
+    while True:
+        rows = hidden.shape[0]
+        keep, tokens = step(model.logits(hidden[:, -1]).float())
+        if not keep:
+            return
+        if keep != list(range(rows)):
+            cache = _keep(cache, keep)
+        hidden, cache = model(torch.tensor(tokens, device=model.device)[:, None], past=cache)
+
+
+def _keep(cache: Cache, rows: list[int]) -> Cache:
+    return [(keys[rows], values[rows]) for keys, values in cache]
 
 
 def forbidden(output: Sequence[int], prompt: Sequence[int], n: int, often: int) -> list[int]:
@@ -89,10 +197,6 @@ def forbidden(output: Sequence[int], prompt: Sequence[int], n: int, often: int) 
         for token in dict.fromkeys(output)
         if count(output, [*start, token]) >= max(often, count(prompt, [*start, token]))
     ]
-
-
-def _keep(cache: Cache, rows: list[int]) -> Cache:
-    return [(keys[rows], values[rows]) for keys, values in cache]
 
 
 @torch.inference_mode()

@@ -1,15 +1,19 @@
-"""Greedy decoding: with the cache as without, together as one by one."""
+"""Greedy, beam and sampling: with the cache as without, together as alone, as by brute force."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
-from training.decode import greedy, greedy_without_cache
+from training.beam import Hypothesis
+from training.decode import beam, forbidden, greedy, greedy_without_cache, probabilities, sample
 from training.errors import ConfigError
-from training.model import GPT, MaskMode
+from training.model import GPT, MaskMode, ModelConfig
 
 PROMPTS = [[5, 9, 33], [7], [80, 2, 41, 13, 6], [1, 2, 3], [60, 60, 60], [11, 12, 13, 14, 15, 16]]
 LIMITS = [8, 12, 5, 1, 0, 18]
@@ -79,7 +83,185 @@ def test_a_row_may_fill_the_context(model: GPT) -> None:
 def test_an_empty_prompt_is_named(model: GPT) -> None:
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
         greedy(model, [[1], []], [2, 2])
+    with pytest.raises(ConfigError, match="prompt 0: 25 tokens exceed the model's context of 24"):
+        greedy(model, [[1] * 25], [1])
 
 
 def test_no_prompts_no_answers(model: GPT) -> None:
-    assert greedy(model, [], []) == []
+    assert greedy(model, [], []) == beam(model, [], [], 3) == sample(model, [], []) == []
+
+
+@torch.no_grad()
+def next_logs(model: GPT, prompt: list[int], ids: tuple[int, ...], mask: MaskMode) -> list[float]:
+    """Log-probabilities of what follows, the whole sequence read anew."""
+    whole = torch.tensor([[*prompt, *ids]])
+    lengths, prefix = torch.tensor([whole.shape[1]]), torch.tensor([len(prompt)])
+    hidden, _ = model(whole, mask, lengths, prefix)
+    logs: list[float] = model.logits(hidden[0, -1]).double().log_softmax(-1).tolist()
+    return logs
+
+
+def penalty(length: int, alpha: float) -> float:
+    return ((5 + max(length, 1)) / 6) ** alpha
+
+
+def slow_beam(
+    model: GPT, prompt: list[int], limit: int, size: int, alpha: float, end: int,
+    mask: MaskMode = "causal", early: bool = True, best: int = 1, n: int = 0, often: int = 1,
+) -> list[tuple[tuple[int, ...], float, str]]:  # fmt: skip
+    """One prompt, no cache, every continuation looked at."""
+    live, done = [(0.0, ())], []
+    while live and limit:
+        everything = []
+        for total, ids in live:
+            banned = forbidden(ids, prompt, n, often)
+            for token, log in enumerate(next_logs(model, prompt, ids, mask)):
+                if token not in banned:
+                    everything.append((total + log, (*ids, token)))
+        everything.sort(key=lambda pair: -pair[0])
+        for total, ids in everything[:size]:
+            if ids[-1] == end:
+                done.append((ids[:-1], total / penalty(len(ids), alpha), "stop"))
+        live = [pair for pair in everything if pair[1][-1] != end][:size]
+        if len(live[0][1]) == limit:
+            done += [(ids, total / penalty(len(ids), alpha), "length") for total, ids in live]
+            live = []
+        done.sort(key=lambda entry: -entry[1])
+        if early and len(done) >= size:
+            break
+        if not early and len(done) >= best and live:
+            hopes = [live[0][0] / penalty(m, alpha) for m in range(len(live[0][1]) + 1, limit + 1)]
+            if done[best - 1][1] >= max(hopes):
+                break
+    return done[:best]
+
+
+def same(found: list[Hypothesis], expected: list[tuple[tuple[int, ...], float, str]]) -> None:
+    assert [(h.ids, h.reason) for h in found] == [(ids, reason) for ids, _, reason in expected]
+    assert [h.score for h in found] == pytest.approx([s for _, s, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_beam_wide_enough_finds_the_best_there_is(alpha: float) -> None:
+    torch.manual_seed(4)
+    tiny = GPT(ModelConfig(vocabulary=5, layers=1, width=16, heads=1, context=8)).eval()
+    with torch.no_grad():
+        tiny.transformer["wte"].weight.mul_(30)
+    for prompt in ([1], [3, 2], [4, 4, 1]):
+        everything = []
+        for length in range(4):
+            for ids in product(range(1, 5), repeat=length):
+                steps = [*ids, 0] if length < 3 else list(ids)
+                total = sum(next_logs(tiny, prompt, ids[:i], "causal")[t]
+                            for i, t in enumerate(steps))  # fmt: skip
+                score = total / penalty(len(steps), alpha)
+                everything.append((ids, score, "stop" if length < 3 else "length"))
+        everything.sort(key=lambda entry: -entry[1])
+        assert len(everything) == 1 + 4 + 16 + 64
+        found, = beam(tiny, [prompt], [3], 85, alpha, n_best=10, early_stopping=False)
+        same(found, everything[:10])
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize(
+    ("size", "alpha", "early", "best"),
+    [(1, 1.0, True, 1), (2, 1.0, True, 2), (4, 0.6, False, 1), (5, 0.0, False, 3),
+     (4, 2.0, True, 4)],
+)
+def test_beams_are_those_of_the_slow_way(
+    model: GPT, mask: MaskMode, size: int, alpha: float, early: bool, best: int
+) -> None:
+    end = end_that_stops_some(model)
+    together = beam(model, PROMPTS, LIMITS, size, alpha, end, mask, best, early)
+    for prompt, limit, found in zip(PROMPTS, LIMITS, together, strict=True):
+        if limit:
+            same(found, slow_beam(model, prompt, limit, size, alpha, end, mask, early, best))
+        alone, = beam(model, [prompt], [limit], size, alpha, end, mask, best, early)
+        assert [h.ids for h in alone] == [h.ids for h in found]
+        assert len({h.ids for h in found}) == len(found) == (best if limit else 1)
+        assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+    assert {h.reason for hypotheses in together for h in hypotheses} == {"stop", "length"}
+
+
+def test_ngrams_are_forbidden_to_beams_too(model: GPT) -> None:
+    limits = [12, 14, 10, 9, 9, 8]
+    rule = {"no_repeat_ngram": 2, "ngram_repeats": 1}
+    together = beam(model, PROMPTS, limits, 3, 1.0, -1, **rule)
+    assert together != beam(model, PROMPTS, limits, 3, 1.0, -1)
+    for prompt, limit, found in zip(PROMPTS, limits, together, strict=True):
+        same(found, slow_beam(model, prompt, limit, 3, 1.0, -1, n=2))
+
+
+def test_a_beam_of_one_is_greedy_and_tells_the_log_probability(model: GPT) -> None:
+    end = end_that_stops_some(model)
+    for alpha, early in ((1.0, True), (0.0, False)):
+        found = beam(model, PROMPTS, LIMITS, 1, alpha, end, early_stopping=early)
+        plain = greedy(model, PROMPTS, LIMITS, end)
+        assert [(list(h.ids), h.reason) for (h,) in found] == plain
+    for prompt, (best,) in zip(PROMPTS, found, strict=True):
+        ids = [*best.ids, *([end] if best.reason == "stop" else [])]
+        logs = [next_logs(model, prompt, best.ids[:i], "causal")[t] for i, t in enumerate(ids)]
+        assert best.total == pytest.approx(sum(logs), abs=1e-4)
+        assert best.mean == pytest.approx(sum(logs) / max(1, len(ids)), abs=1e-4)
+    assert found[4][0] == Hypothesis((), 0.0, 0.0, "length")  # no room
+
+
+def test_a_wider_beam_finds_what_greedy_does_not(model: GPT) -> None:
+    one, wide = (beam(model, PROMPTS, LIMITS, size, 0.0, -1) for size in (1, 6))
+    gains = [b.total - a.total for (a,), (b,) in zip(one, wide, strict=True)]
+    assert min(gains) >= -1e-4 and max(gains) > 0.01
+
+
+def test_beam_sizes_that_make_no_sense_are_named(model: GPT) -> None:
+    for size, best, alpha in ((0, 1, 1.0), (2, 3, 1.0), (2, 0, 1.0), (2, 1, -1.0)):
+        with pytest.raises(ConfigError, match=f"beam = {size}, n_best = {best}"):
+            beam(model, [[1]], [2], size, alpha, n_best=best)
+
+
+def test_samples_are_drawn_one_by_one_as_together(model: GPT) -> None:
+    end = end_that_stops_some(model)
+    together = sample(model, PROMPTS, LIMITS, 0.7, 20, 0.9, seed=5, end=end)
+    for i, (prompt, limit) in enumerate(zip(PROMPTS, LIMITS, strict=True)):
+        assert sample(model, [prompt], [limit], 0.7, 20, 0.9, seed=5 + i, end=end) == [together[i]]
+        stream, ids, reason = np.random.Philox(key=5 + i), [], "length"
+        while len(ids) < limit:
+            logs = next_logs(model, prompt, tuple(ids), "causal")
+            weights = slow_weights(logs, 0.7, 20, 0.9)
+            u = float(int(stream.random_raw()) >> 11) * 2.0**-53 * sum(weights)
+            token = next(t for t in range(97) if sum(weights[: t + 1]) > u)
+            if token == end:
+                reason = "stop"
+                break
+            ids.append(token)
+        assert together[i] == (ids, reason)
+    assert len({str(sample(model, PROMPTS, LIMITS, 1.3, seed=s)) for s in (6, 7)}) == 2
+    assert sample(model, PROMPTS, LIMITS, 0.5, top_k=1) == greedy(model, PROMPTS, LIMITS)
+    assert sample(model, PROMPTS, LIMITS, 0.5, top_p=1e-9) == greedy(model, PROMPTS, LIMITS)
+
+
+def slow_weights(logs: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    order = sorted(range(len(logs)), key=lambda t: -logs[t])[:top_k]
+    chances = {t: math.exp(logs[t] / temperature) for t in order}
+    total, kept = sum(chances.values()), 0.0
+    weights = [0.0] * len(logs)
+    for t in order:
+        if kept < top_p * total:
+            weights[t] = chances[t]
+        kept += chances[t]
+    return weights
+
+
+def test_what_is_sampled_is_as_frequent_as_it_is_probable(model: GPT) -> None:
+    logits = torch.tensor([next_logs(model, PROMPTS[0], (), "causal")])
+    wanted = probabilities(logits, 1.5, 6, 0.95)[0]
+    assert wanted.sum().item() == pytest.approx(1) and 2 < int((wanted > 0).sum()) <= 6
+    drawn = sample(model, [PROMPTS[0]] * 3000, [1] * 3000, 1.5, 6, 0.95, seed=11, end=-1)
+    counts = Counter(ids[0] for ids, _ in drawn)
+    for token, chance in enumerate(wanted.tolist()):
+        assert abs(counts[token] - 3000 * chance) <= 4 * math.sqrt(3000 * chance * (1 - chance))
+
+
+def test_dials_out_of_range_are_named(model: GPT) -> None:
+    for temperature, top_k, top_p in ((0.0, 0, 1.0), (1.0, -1, 1.0), (1.0, 0, 0.0), (1.0, 0, 1.1)):
+        with pytest.raises(ConfigError, match=f"temperature = {temperature}, top_k = {top_k}"):
+            sample(model, [[1]], [1], temperature, top_k, top_p)
