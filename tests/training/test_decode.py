@@ -166,7 +166,7 @@ def test_a_beam_wide_enough_finds_the_best_there_is(alpha: float) -> None:
 @pytest.mark.parametrize(
     ("size", "alpha", "early", "best"),
     [(1, 1.0, True, 1), (2, 1.0, True, 2), (4, 0.6, False, 1), (5, 0.0, False, 3),
-     (4, 2.0, True, 4)],
+     (4, 2.0, True, 4), (2, 2.0, False, 1)],
 )
 def test_beams_are_those_of_the_slow_way(
     model: GPT, mask: MaskMode, size: int, alpha: float, early: bool, best: int
