@@ -12,14 +12,15 @@ END, A, B = 0, 1, 2
 
 
 def test_a_live_one_that_may_still_win_by_its_length_is_waited_for() -> None:
-    search = Search(Settings(1, length_penalty=1.0, early_stopping=False, end=END), limit=20)
-    assert search.advance([[(END, -1.0), (A, -1.2)]]) == [0]
+    search = Search(Settings(1, length_penalty=2.0, early_stopping=False, end=END), limit=20)
+    assert search.advance([[(END, -1.0), (A, -1.5)]]) == [0]
     assert search.finished == [Hypothesis((), -1.0, -1.0, "stop")]
-    assert search.live == [((A,), -1.2)]  # at most -1.2 / (25 / 6)
-    assert search.advance([[(END, -0.01), (B, -5.0)]]) == []
-    assert search.finished[0].ids == (A,)
-    assert search.finished[0].score == pytest.approx(-1.21 / (7 / 6))
-    assert search.finished[0].mean == pytest.approx(-1.21 / 2)
+    assert search.live == [((A,), -1.5)]  # worse if it ended next, better if much later
+    assert search.advance([[(END, -9.0), (B, -0.1)]]) == [0]
+    assert search.advance([[(END, -0.1), (B, -30.0)]]) == []
+    assert search.finished[0].ids == (A, B)
+    assert search.finished[0].score == pytest.approx(-1.7 / (8 / 6) ** 2)
+    assert search.finished[0].mean == pytest.approx(-1.7 / 3)
 
 
 def test_one_that_can_win_no_more_is_not() -> None:
