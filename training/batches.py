@@ -204,17 +204,23 @@ class Cursor:
 
 
 class Stream:
-    """All batches of a run, in order, from a cursor on."""
+    """All batches of a run, in order, from a cursor on.
+
+    With `world` ranks each makes only every `world`-th batch, from its own number on, and has None
+    for the others: the order is that of one process.
+    """
 
     def __init__(
         self, pairs: PairRows | None, text: TextRows | None, batch_tokens: int, seed: int,
-        text_share: float = 0.0,
+        text_share: float = 0.0, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         self.pairs, self.text, self.seed = pairs, text, seed
         self.batch_tokens, self.text_share = batch_tokens, text_share
+        self.rank, self.world = rank, world
 
-    def __call__(self, cursor: Cursor) -> Iterator[Batch]:
+    def __call__(self, cursor: Cursor) -> Iterator[Batch | None]:
         """Yields for ever; moves `cursor` to the batch after the one it yields."""
+        turn = -1
         while True:
             rng = np.random.default_rng([self.seed, cursor.epoch])
             groups = (
@@ -227,7 +233,10 @@ class Stream:
             while cursor.index < len(plan):
                 entry = plan[cursor.index]
                 cursor.index += 1
-                if isinstance(entry, tuple):
+                turn += 1
+                if turn % self.world != self.rank:
+                    yield None
+                elif isinstance(entry, tuple):
                     assert self.text is not None and documents is not None and starts is not None
                     yield self.text.collate(documents, starts, entry[0])
                 else:

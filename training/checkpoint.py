@@ -1,9 +1,9 @@
 """Checkpoints: Hugging Face GPT-2 directories, and beside them what a run needs to go on.
 
 A checkpoint holds config.json, model.safetensors, tokenizer.json, generation_config.json and
-meta.json; `transformers` loads it unmodified and its GPT-2s load here. A run's `state` holds
-optimiser, random state and cursor, in safetensors and JSON too: no pickle is ever read. Everything
-is written beside its place and moved there when whole.
+meta.json; `transformers` loads it unmodified and its GPT-2s load here. A run's state holds
+optimisers, cursor and what else the run needs, in safetensors and JSON too: no pickle is ever read.
+Everything is written beside its place and moved there when whole; digests tell damage from data.
 """
 
 from __future__ import annotations
@@ -12,44 +12,67 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from training.errors import CheckpointError, ConfigError
+from training.errors import CheckpointError, ConfigError, SaveError
 from training.model import GPT, ModelConfig
 
 
 def save_checkpoint(
-    folder: Path, model: GPT, tokenizer_file: Path | None, meta: dict[str, Any]
-) -> None:
-    """Write a checkpoint directory; an older one of that name is replaced in one move."""
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors = {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    _write_json(temporary / "config.json", model.config.to_hugging_face())
+    folder: Path, model: GPT, tokenizer_file: Path | None, meta: dict[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint directory; an older one of that name is replaced in one move.
+
+    `weights` stand in for the model's own. Raises CheckpointError when the disk does not take it;
+    the older one is then left as it was.
+    """
+    with replacing(folder) as temporary:
+        write_checkpoint(temporary, model, tokenizer_file, meta, weights)
+
+
+def write_checkpoint(
+    folder: Path, model: GPT, tokenizer_file: Path | None, meta: dict[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint's files into `folder`, made for them; for use within `replacing`."""
+    folder.mkdir(exist_ok=True)
+    tensors = model.state_dict() if weights is None else weights
+    file = folder / "model.safetensors"
+    save_file(
+        {k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, file,
+        metadata={"format": "pt"},
+    )  # fmt: skip
+    _write_json(folder / "config.json", model.config.to_hugging_face())
     _write_json(
-        temporary / "generation_config.json",
+        folder / "generation_config.json",
         {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 0},
     )
-    _write_json(temporary / "meta.json", meta)
+    _write_json(folder / "meta.json", {**meta, "sha256": file_sha256(file)})
     if tokenizer_file is not None:
-        shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
-    replace_folder(temporary, folder)
+        shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
 
 
 def load_checkpoint(folder: Path) -> tuple[GPT, dict[str, Any]]:
-    """The model and meta.json (empty without one); raises CheckpointError saying what is off."""
+    """The model and meta.json (empty without one); raises CheckpointError saying what is off.
+
+    The digest in meta.json is checked where there is one: checkpoints of others have none.
+    """
+    file = folder / "model.safetensors"
     try:
         config = _read_json(folder / "config.json")
         meta_file = folder / "meta.json"
         meta = _read_json(meta_file) if meta_file.exists() else {}
-        tensors = load_file(folder / "model.safetensors")
+        _check(file, meta.pop("sha256", None), "meta.json")
+        tensors = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from None
     try:
@@ -81,41 +104,60 @@ def _is_weight(name: str) -> bool:
 
 
 def save_state(
-    folder: Path, optimisers: dict[str, torch.optim.Optimizer], values: dict[str, Any]
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any]
 ) -> None:
-    """Optimiser tensors and the random state as safetensors, the rest as JSON, into `folder`."""
-    tensors = {"rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    for name, optimiser in optimisers.items():
-        for index, slots in optimiser.state_dict()["state"].items():
-            for key, value in slots.items():
-                tensors[f"{name}/{index}/{key}"] = torch.as_tensor(value).cpu().contiguous()
-    save_file(tensors, folder / "state.safetensors")
-    _write_json(folder / "state.json", values)
+    """Tensors as `<name>.safetensors`, the rest and the files' digests as state.json."""
+    digests = {}
+    for name, content in tensors.items():
+        file = folder / f"{name}.safetensors"
+        save_file(dict(content), file)
+        digests[name] = file_sha256(file)
+    _write_json(folder / "state.json", {**values, "sha256": digests})
 
 
-def load_state(folder: Path, optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
-    """Restore optimisers and random state; returns the JSON values."""
+def load_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_state` wrote; raises CheckpointError naming a file that is not as it was."""
+    tensors = {}
     try:
-        tensors = load_file(folder / "state.safetensors")
         values = _read_json(folder / "state.json")
+        digests = values.pop("sha256", None)
+        if not isinstance(digests, dict):
+            raise ValueError("state.json has no digests: cut, or of an older version")
+        for name, digest in digests.items():
+            file = folder / f"{name}.safetensors"
+            _check(file, digest, "state.json")
+            tensors[name] = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"state {folder}: {error}") from None
-    torch.set_rng_state(tensors.pop("rng"))
-    cuda = tensors.pop("rng_cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
-    for name, optimiser in optimisers.items():
-        state: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            owner, index, slot = key.split("/")
-            if owner == name:
-                state.setdefault(int(index), {})[slot] = tensor
-        if not state:
-            raise CheckpointError(f"state {folder}: nothing for the optimiser {name}")
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return values
+    return tensors, values
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new folder to write into; it takes the place of `target` when the body is done.
+
+    When the disk is full or fails it is removed, `target` stays as it was, and SaveError says why.
+    """
+    folder = target.with_name(target.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        replace_folder(folder, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise SaveError(f"{target}: could not be written: {error}") from None
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return file_digest(handle, "sha256").hexdigest()
+
+
+def _check(file: Path, digest: object, origin: str) -> None:
+    if digest is not None and file_sha256(file) != digest:
+        raise ValueError(f"{file.name} is not the file that {origin} was written with "
+                         "(sha256 differs): cut, altered or of another checkpoint")  # fmt: skip
 
 
 def recover_folder(target: Path) -> bool:
@@ -128,6 +170,7 @@ def recover_folder(target: Path) -> bool:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Move `new` to `target` so that a whole `target` exists at every instant but one rename."""
+    recover_folder(target)
     for file in new.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -136,7 +179,10 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    finally:
+        recover_folder(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

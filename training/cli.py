@@ -31,6 +31,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_stage(stages, "pretrain", "learn to model the corpus's languages", "pretrain-cpu")
     _add_stage(stages, "finetune", "learn to translate between all its languages", "finetune-cpu")
     _add_run(stages)
+    _add_average(stages)
 
 
 def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,6 +82,30 @@ def _add_stage(
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=train_stage, stage=name)
+
+
+def _add_average(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "average",
+        help="average the weights of checkpoints",
+        description="Write the mean of checkpoints' weights: of runs that went on from the same\n"
+        "checkpoint, or of copies taken along one run.",
+        epilog="example:\n  gpt2-mt train average a/checkpoint b/checkpoint --out mean",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="+",
+                        help="checkpoint folder")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint's folder")
+    parser.set_defaults(run=average)
+
+
+def average(arguments: argparse.Namespace) -> int:
+    from training.averaging import average_checkpoints
+
+    average_checkpoints(arguments.checkpoints, arguments.out)
+    count = len(arguments.checkpoints)
+    sys.stdout.write(f"wrote {arguments.out}: the mean of {count} checkpoints\n")
+    return 0
 
 
 def _add_run(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -19,3 +19,7 @@ class CorpusError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint that is missing, damaged or does not fit."""
+
+
+class SaveError(CheckpointError):
+    """A checkpoint that the disk did not take; the one before it is left whole."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,11 @@ from training.model import GPT
 POOLED = ("translation", "text", "task")  # their positions weigh alike; the data set their shares
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):  # a tuple, so that DDP and FSDP find the tensors in it
     """One loss of one micro-batch: its sum over `count` positions, in nats."""
 
     total: Tensor
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Learner(nn.Module):

@@ -9,10 +9,10 @@ clock, and with the same number of threads, with bit-identical losses.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -21,23 +21,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm  # type: ignore[import-untyped]
 
+from training.averaging import Average
 from training.batches import Batch, Cursor, Stream
 from training.checkpoint import (
     load_checkpoint,
     load_state,
     recover_folder,
-    replace_folder,
-    save_checkpoint,
+    replacing,
     save_state,
+    write_checkpoint,
 )
 from training.config import RunConfig
-from training.errors import CheckpointError, TrainingError
+from training.distributed import (
+    ALONE,
+    Ranks,
+    collect,
+    exchanging,
+    load_weights,
+    require_even,
+    share,
+    whole,
+    whole_root,
+)
+from training.errors import CheckpointError, SaveError, TrainingError
 from training.learner import Learner, step_counts
-from training.optim import build_optimisers, rate_factor
+from training.log import Log
+from training.optim import build_optimisers, optimiser_state, rate_factor, restore_optimisers
 
 Validate = Callable[[Learner], dict[str, float]]
 
@@ -71,13 +83,18 @@ class Run:
     def __init__(
         self, config: RunConfig, learner: Learner, stream: Stream, folder: Path,
         meta: dict[str, Any], tokenizer_file: Path, validate: Validate, progress: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        require_even(config.accumulate, ranks)
         self.config, self.learner, self.stream, self.folder = config, learner, stream, folder
         self.model = learner.model
         self.meta, self.tokenizer_file, self.validate = meta, tokenizer_file, validate
-        self.progress = progress
+        self.progress, self.ranks = progress, ranks
         self.device = self.model.device
         self.autocast, _ = autocast(config, self.device)
+        self.driven = share(learner, config.parallel, ranks)
+        self.weights: dict[str, Tensor] = dict(learner.named_parameters())
+        self.average = Average(self.weights, config.ema, config.average)
         self.optimisers = build_optimisers(learner, config.optimiser)
         if config.compile:
             self.model.compile(dynamic=True)
@@ -85,39 +102,32 @@ class Run:
         self.step, self.elapsed, self.tokens = 0, 0.0, 0
 
     def train(self) -> Path:
-        """Run to the bound; returns the folder of the final checkpoint."""
+        """Run to the bound; returns the folder of the final checkpoint.
+
+        Raises TrainingError when the run diverges and SaveError when the disk takes no more.
+        """
         self._resume()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / "metrics.jsonl"
-        truncate_log(log, self.step)
+        config = self.config
         batches = self.stream(self.cursor)
-        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
-        bar = tqdm(total=1000, unit="‰", disable=not self.progress, bar_format=_BAR,
-                   initial=self._permille())  # fmt: skip
         started = saved = time.monotonic()
         before = self.elapsed
-        with log.open("a", encoding="utf-8", buffering=1) as file:
+        with Log(self.folder, self.step, self._progress(), config.log_steps, self.ranks.first,
+                 self.progress) as log:  # fmt: skip
             while not self._done():
                 clock = time.monotonic()
                 entry = self._one_step(batches)
                 now = time.monotonic()
-                self.elapsed = before + now - started
+                self.elapsed = self.ranks.agree(before + now - started)
+                self.average.update(self._progress())
                 entry["tokens_per_s"] = round(entry.pop("read") / (now - clock), 1)
-                if self.step % self.config.valid_steps == 0 or self._done():
+                if self.step % config.valid_steps == 0 or self._done():
                     entry.update(self._validated())
-                file.write(json.dumps(entry) + "\n")
-                often = self.step % self.config.log_steps == 0
-                for key, value in entry.items():
-                    if key.startswith("valid/") or often and key.startswith(_BOARD):
-                        board.add_scalar(key, value, self.step)
-                bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['tokens_per_s']:,.0f} tok/s")
-                bar.update(self._permille() - bar.n)
-                if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
-                    self.save()
+                log.write(entry, self._progress())
+                if self.ranks.agree(time.monotonic() - saved > 60 * config.checkpoint_minutes):
+                    self._save_if_possible()
                     saved = time.monotonic()
-        bar.close()
-        board.close()
         self.save()
+        self.ranks.wait()
         return self.folder / "checkpoint"
 
     def _progress(self) -> float:
@@ -127,73 +137,122 @@ class Run:
             return self.tokens / self.config.tokens
         return self.elapsed / (60 * self.config.minutes)
 
-    def _permille(self) -> int:
-        return min(1000, int(1000 * self._progress()))
-
     def _done(self) -> bool:
         return self._progress() >= 1
 
-    def _one_step(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        config, learner = self.config, self.learner
-        micro = [next(batches) for _ in range(config.accumulate)]
-        counts = step_counts(learner, micro)
+    def _draw(self, batches: Iterator[Batch | None]) -> dict[str, Batch]:
+        """This rank's micro-batches of a step, by their address in the run's data."""
+        micro = {}
+        for _ in range(self.config.accumulate):
+            batch = next(batches)
+            if batch is not None:
+                micro[f"epoch {self.cursor.epoch}, batch {self.cursor.index - 1}"] = batch
+        return micro
+
+    def _one_step(self, batches: Iterator[Batch | None]) -> dict[str, Any]:
+        config, learner, ranks = self.config, self.learner, self.ranks
+        micro = self._draw(batches)
+        counts = Counter(ranks.sum(step_counts(learner, list(micro.values()))))
         over = learner.denominators(counts)
         factor = rate_factor(self._progress(), config.optimiser)
-        torch.manual_seed(step_seed(config.seed, self.step))
+        torch.manual_seed(step_seed(config.seed, self.step, ranks.rank))
         learner.train()
         totals: dict[str, Tensor] = {}
-        for batch in micro:
-            with self.autocast:
-                terms = learner(batch.to(self.device))
-            loss = sum(learner.weights[k] * term.total / over[k] for k, term in terms.items())
-            loss.backward()  # type: ignore[no-untyped-call,union-attr]
+        losses: list[Tensor] = []
+        for i, batch in enumerate(micro.values()):
+            with exchanging(self.driven, last=i == len(micro) - 1):
+                with self.autocast:
+                    terms = self.driven(batch.to(self.device))
+                parts = [learner.weights[k] * term.total / over[k] for k, term in terms.items()]
+                loss = torch.stack(parts).sum()
+                (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
             for k, term in terms.items():
                 totals[k] = totals.get(k, 0.0) + term.total.detach()
-        sums = {k: float(total) for k, total in totals.items()}
+        sums = ranks.sum({k: float(total) for k, total in totals.items()})
         mean = sum(learner.weights[k] * total / over[k] for k, total in sums.items())
-        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), config.optimiser.clip)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"step {self.step + 1}: loss {mean}, gradient norm {float(norm)}: the run "
-                f"diverged at epoch {self.cursor.epoch}, batch {self.cursor.index - 1}; "
-                "try a lower optimiser.rate"
-            )
+        norm = whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), config.optimiser.clip))
+        if not (torch.isfinite(norm) and math.isfinite(mean)):
+            raise self._diverged(f"loss {mean}, gradient norm {float(norm)}", micro, losses)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        read = sum(int(b.lengths.sum()) for b in micro)
+        sizes = ranks.sum({"read": sum(int(b.lengths.sum()) for b in micro.values()),
+                           "cells": sum(b.ids.numel() for b in micro.values())})  # fmt: skip
+        read = int(sizes["read"])
         self.tokens += read
         return {
             "step": self.step, "loss": mean,
             **{f"loss/{k}": total / max(1, counts[k]) for k, total in sums.items()},
             "rate": factor, "gradient_norm": float(norm),
             "target_tokens": counts.total(), "read": read,
-            "padding": round(1 - read / sum(b.ids.numel() for b in micro), 4),
+            "padding": round(1 - read / sizes["cells"], 4),
             "elapsed_s": round(self.elapsed, 2), "epoch": self.cursor.epoch,
         }  # fmt: skip
+
+    def _diverged(
+        self, figures: str, micro: dict[str, Batch], losses: list[Tensor]
+    ) -> TrainingError:
+        """The error that names the batches whose loss is no number; their rows are written out."""
+        decode = Tokenizer.from_file(str(self.tokenizer_file)).decode
+        bad = {}
+        for (place, batch), loss in zip(micro.items(), losses, strict=True):
+            if not torch.isfinite(loss):
+                rows = [ids[:n].tolist() for ids, n in zip(batch.ids, batch.lengths, strict=True)]
+                texts = [decode(row, skip_special_tokens=False) for row in rows]
+                bad[f"{place} ({batch.form} {batch.tag}".rstrip() + ")"] = texts
+        named = {place: texts for part in self.ranks.gather(bad) for place, texts in part.items()}
+        every = [place for part in self.ranks.gather(list(micro)) for place in part]
+        file = self.folder / "diverged.txt"
+        if named and self.ranks.first:
+            content = [line for place, texts in named.items() for line in (place, *texts, "")]
+            file.write_text("\n".join(content), encoding="utf-8")
+        where = f"{'; '.join(named)}; see {file.name}" if named else "; ".join(every)
+        return TrainingError(
+            f"step {self.step + 1}: {figures}: the run diverged at {where}; "
+            "try a lower optimiser.rate; the last checkpoint is kept"
+        )
 
     def _validated(self) -> dict[str, float]:
         self.learner.eval()
         eager = torch.compiler.set_stance("force_eager")  # or each new shape would be compiled
-        with torch.inference_mode(), self.autocast, eager:
-            return self.validate(self.learner)
+        with (self.average.in_place(), whole_root(self.driven), torch.inference_mode(),
+              self.autocast, eager):  # fmt: skip
+            return self.ranks.agree(self.validate(self.learner))
+
+    def _save_if_possible(self) -> None:
+        try:
+            self.save()
+        except SaveError as error:
+            _LOG.warning("%s; the run goes on, the checkpoint before is kept", error)
 
     def save(self) -> None:
-        """Write checkpoint and state together, as one folder, in one move."""
+        """Write checkpoint and state together, as one folder, in one move.
+
+        With averaging, checkpoint and heads are the averaged ones; the raw weights are state.
+        """
+        tensors = {"state": optimiser_state(self.learner, self.optimisers, self.ranks)}
+        kept = collect({**self.weights, **self.average.tensors}.items(), self.ranks)
+        if self.average.tensors:
+            tensors["raw"] = collect(self.weights.items(), self.ranks)
+        if heads := {k: t for k, t in kept.items() if not k.startswith("model.")}:
+            tensors["heads"] = heads
+        if not self.ranks.first:
+            return
+        weights = {k.removeprefix("model."): t for k, t in kept.items() if k.startswith("model.")}
         meta = {**self.meta, "step": self.step, "tokens": self.tokens}
-        whole = self.folder / "last.partial"
-        shutil.rmtree(whole, ignore_errors=True)  # of a save that was killed
-        save_checkpoint(whole / "checkpoint", self.model, self.tokenizer_file, meta)
         values = {
             "step": self.step, "elapsed": self.elapsed, "tokens": self.tokens,
             "cursor": asdict(self.cursor), "threads": torch.get_num_threads(),
             "distil": self.learner.distiller.on if self.learner.distiller else {},
+            "ranks": self.ranks.world, "averaged": self.average.taken,
         }  # fmt: skip
-        save_state(whole, self.optimisers, values)
-        replace_folder(whole, self.folder / "last")
+        with replacing(self.folder / "last") as new:
+            write_checkpoint(new / "checkpoint", self.model, self.tokenizer_file, meta, weights)
+            save_state(new, tensors, values)
         link = self.folder / "checkpoint"
         if not link.is_symlink():
             link.symlink_to(Path("last") / "checkpoint")
@@ -210,37 +269,28 @@ class Run:
         key = "tokenizer_sha256"
         if meta.get(key) != self.meta.get(key):
             raise CheckpointError(f"{last}: was trained with another tokenizer ({key} differs)")
-        self.model.load_state_dict(model.state_dict())
-        values = load_state(last, self.optimisers)
+        tensors, values = load_state(last)
+        kept = {f"model.{k}": t for k, t in model.state_dict().items()} | tensors.get("heads", {})
         try:
+            load_weights(self.weights, tensors.get("raw", kept))
+            if "raw" in tensors:
+                self.average.restore(kept, values["averaged"])
+            restore_optimisers(self.learner, self.optimisers, tensors["state"])
             self.step, self.elapsed = values["step"], values["elapsed"]
             self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
-            threads = values["threads"]
+            threads, world = values["threads"], values["ranks"]
             if self.learner.distiller is not None:
                 self.learner.distiller.on.update(values["distil"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{last}/state.json: {error!r}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{last}: {error}") from None
         if threads != torch.get_num_threads():
             _LOG.warning("the run was started with %d threads and goes on with %d: losses will "
                          "differ in the last digits", threads, torch.get_num_threads())  # fmt: skip
+        if world != self.ranks.world:
+            _LOG.warning("the run was started with %d ranks and goes on with %d: the same batches, "
+                         "but dropout and last digits differ", world, self.ranks.world)  # fmt: skip
 
 
 _LOG = logging.getLogger(__name__)
-_BOARD = ("loss", "rate", "gradient_norm", "tokens_per_s")
-_BAR = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}, {postfix}"
-
-
-def truncate_log(log: Path, step: int) -> None:
-    """Drop the lines after `step` and a half-written last one: a resumed run writes them anew."""
-    if not log.exists():
-        return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    temporary = log.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(log)

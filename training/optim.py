@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import OptimiserConfig
+from training.distributed import Ranks, collect, place_like
+from training.errors import CheckpointError
+
+Optimisers = dict[str, torch.optim.Optimizer]
 
 
-def build_optimisers(model: nn.Module, config: OptimiserConfig) -> dict[str, torch.optim.Optimizer]:
+def build_optimisers(model: nn.Module, config: OptimiserConfig) -> Optimisers:
     """Optimisers by name; decay acts on matrices only. Each group keeps its peak as `peak`."""
     hidden: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -22,7 +26,7 @@ def build_optimisers(model: nn.Module, config: OptimiserConfig) -> dict[str, tor
     for name, parameter in model.named_parameters():
         inner = ".h." in name and parameter.ndim == 2
         (hidden if inner else matrices if parameter.ndim == 2 else vectors).append(parameter)
-    optimisers: dict[str, torch.optim.Optimizer] = {}
+    optimisers: Optimisers = {}
     if config.name == "muon":
         optimisers["muon"] = torch.optim.Muon(
             hidden, lr=config.muon_rate, weight_decay=config.weight_decay
@@ -38,6 +42,39 @@ def build_optimisers(model: nn.Module, config: OptimiserConfig) -> dict[str, tor
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
     return optimisers
+
+
+def optimiser_state(model: nn.Module, optimisers: Optimisers, ranks: Ranks) -> dict[str, Tensor]:
+    """Every slot as `optimiser/parameter/slot`, whole, on rank 0; names outlive the slicing."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return collect(
+        ((f"{kind}/{names[p]}/{slot}", torch.as_tensor(value))
+         for kind, optimiser in optimisers.items()
+         for p, slots in optimiser.state.items() for slot, value in slots.items()),
+        ranks,
+    )  # fmt: skip
+
+
+def restore_optimisers(
+    model: nn.Module, optimisers: Optimisers, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimiser_state`, on all ranks. A parameter that had no gradient yet has no
+    slots; raises CheckpointError if an optimiser has none at all.
+    """
+    slots: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, name, slot = key.split("/")
+        slots.setdefault((kind, name), {})[slot] = tensor
+    names = {p: name for name, p in model.named_parameters()}
+    for kind, optimiser in optimisers.items():
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        state = {
+            index: {slot: place_like(t, p) for slot, t in slots[kind, names[p]].items()}
+            for index, p in enumerate(parameters) if (kind, names[p]) in slots
+        }  # fmt: skip
+        if not state:
+            raise CheckpointError(f"nothing for the optimiser {kind}")
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def rate_factor(progress: float, config: OptimiserConfig) -> float:

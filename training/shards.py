@@ -2,7 +2,8 @@
 
 Sources flow in through the cleaner and the tokenizer; shards flow out, written once and then
 memory-mapped. A source of pairs holds its two sides in turn: sequence 2k and 2k + 1 are a pair.
-A header names the tokenizer, so that a shard is never read with another vocabulary.
+A header names the tokenizer, so that a shard is never read with another vocabulary, and the digests
+of the data, so that damage on disk is never learnt from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,9 @@ from tokenizers import Tokenizer
 from training.corpus import Cleaner, Source, hash64
 from training.errors import CorpusError
 
+FORMAT = 2  # shards of another format are made anew
+DATA = (".bin", ".idx")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -27,17 +32,24 @@ class Header:
     tokenizer_sha256: str
     sequences: int
     tokens: int
+    blake2b: dict[str, str]  # of the files .bin and .idx
     one_way: bool = False  # pairs are learnt from the first to the second language only
     task: str = ""
 
 
 class Shard:
-    """A memory-mapped shard; `shard[i]` is the i-th sequence of ids (uint16)."""
+    """A memory-mapped shard; `shard[i]` is the i-th sequence of ids (uint16).
+
+    Raises CorpusError naming the file that is missing, cut, altered or another shard's.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             self.header = Header(**{**values, "languages": tuple(values["languages"])})
+            for suffix in DATA:
+                if _digest(path.with_suffix(suffix)) != self.header.blake2b[suffix]:
+                    raise ValueError(f"{suffix} is not the file that the header was written with")
             self.offsets: NDArray[np.int64] = np.fromfile(path.with_suffix(".idx"), np.int64)
             empty = self.header.tokens == 0
             self.tokens: NDArray[np.uint16] = (
@@ -85,10 +97,17 @@ def write_shard(
             file.write(np.asarray(ids, np.uint16).tobytes())
             offsets.append(offsets[-1] + len(ids))
     np.asarray(offsets, np.int64).tofile(path.with_suffix(".idx"))
-    header = Header(source.name, source.languages, tokenizer_sha256, len(offsets) - 1, offsets[-1],
-                    source.one_way, source.task)  # fmt: skip
+    header = Header(
+        source.name, source.languages, tokenizer_sha256, len(offsets) - 1, offsets[-1],
+        {suffix: _digest(path.with_suffix(suffix)) for suffix in DATA}, source.one_way, source.task,
+    )  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(asdict(header)), encoding="utf-8")
     return Shard(path)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return file_digest(handle, "blake2b").hexdigest()
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:

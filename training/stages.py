@@ -37,7 +37,7 @@ from training.evaluate import flat, losses, token_bytes, valid_batches
 from training.learner import Learner
 from training.loop import Run, autocast
 from training.model import GPT, preset
-from training.shards import Shard, Side, prepare
+from training.shards import FORMAT, Shard, Side, prepare
 from training.tokenizer import END, GENERATE, SEPARATOR, TRANSLATE, load_tokenizer, sha256
 
 
@@ -81,7 +81,7 @@ def shards_of(
     Raises CorpusError when they differ and the run has steps behind it.
     """
     described = [
-        RULES, digest, config.data.valid_examples,
+        RULES, FORMAT, digest, config.data.valid_examples,
         [_digest(path) for path in files_of(test_folders)],
         [[s.key, *(_digest(p) for p in s.paths)] for s in sources],
     ]  # fmt: skip

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from training import checkpoint
 from training.checkpoint import (
     load_checkpoint,
     load_state,
@@ -21,9 +24,10 @@ from training.checkpoint import (
     save_state,
 )
 from training.config import OptimiserConfig
-from training.errors import CheckpointError
+from training.distributed import ALONE
+from training.errors import CheckpointError, SaveError
 from training.model import GPT
-from training.optim import build_optimisers
+from training.optim import build_optimisers, optimiser_state, restore_optimisers
 
 IDS = torch.tensor([[5, 9, 33, 7, 80, 2, 41, 13], [1, 2, 3, 4, 5, 6, 7, 8]])
 
@@ -139,7 +143,14 @@ def test_a_missing_size_is_named(saved: Path, key: str) -> None:
         load_checkpoint(saved)
 
 
+def forget_digest(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["sha256"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 def test_tensors_that_do_not_fit_are_named(saved: Path) -> None:
+    forget_digest(saved)
     tensors = load_file(saved / "model.safetensors")
     name = "transformer.h.1.mlp.c_fc.weight"
     for broken, words in (
@@ -169,6 +180,17 @@ def test_a_cut_file_and_a_missing_folder(saved: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+def test_altered_weights_are_told_from_ours(model: GPT, saved: Path) -> None:
+    file = saved / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1  # a weight like any other, and yet not the one that was saved
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="saved: model.safetensors is not the file that meta"):
+        load_checkpoint(saved)
+    forget_digest(saved)
+    assert not torch.equal(logits(load_checkpoint(saved)[0]), logits(model))
+
+
 def test_replacing_leaves_whole_folders_only(tmp_path: Path) -> None:
     target = tmp_path / "last"
     for text in ("one", "two"):
@@ -191,13 +213,11 @@ def test_a_kill_between_the_renames_is_repaired(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_state_restores_optimisers_and_random_numbers(
-    model: GPT, tmp_path: Path, name: str
-) -> None:
+def test_state_restores_optimisers(model: GPT, tmp_path: Path, name: str) -> None:
     def steps(count: int) -> list[float]:
         drawn = []
         for _ in range(count):
-            loss = model(IDS)[0].square().mean() * torch.rand(())
+            loss = model(IDS)[0].square().mean()
             loss.backward()
             for optimiser in optimisers.values():
                 optimiser.step()
@@ -209,25 +229,113 @@ def test_state_restores_optimisers_and_random_numbers(
     optimisers = build_optimisers(model, config)
     steps(2)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    save_state(tmp_path, optimisers, {"step": 2})
+    save_state(tmp_path, {"state": optimiser_state(model, optimisers, ALONE)}, {"step": 2})
     expected = steps(3)
     model.load_state_dict(weights)
-    torch.manual_seed(99)
     optimisers = build_optimisers(model, config)
-    assert load_state(tmp_path, optimisers) == {"step": 2}
+    tensors, values = load_state(tmp_path)
+    restore_optimisers(model, optimisers, tensors["state"])
+    assert values == {"step": 2}
     assert steps(3) == expected
 
 
-def test_damaged_state_is_named(model: GPT, tmp_path: Path) -> None:
-    adamw: dict[str, Any] = build_optimisers(model, OptimiserConfig())
+def test_state_of_another_optimiser_is_named(model: GPT) -> None:
+    adamw = build_optimisers(model, OptimiserConfig())
     model(IDS)[0].sum().backward()
     adamw["adamw"].step()
-    save_state(tmp_path, adamw, {"step": 1})
+    tensors = optimiser_state(model, adamw, ALONE)
     with pytest.raises(CheckpointError, match="nothing for the optimiser muon"):
-        load_state(tmp_path, build_optimisers(model, OptimiserConfig(name="muon")))
-    (tmp_path / "state.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="state.json"):
-        load_state(tmp_path, adamw)
-    (tmp_path / "state.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match="state"):
-        load_state(tmp_path, adamw)
+        restore_optimisers(model, build_optimisers(model, OptimiserConfig(name="muon")), tensors)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    save_state(tmp_path, {"state": {"a": torch.ones(3)}, "heads": {"b": torch.ones(2)}}, {"n": 1})
+    return tmp_path
+
+
+def test_damaged_state_is_named(state: Path) -> None:
+    assert load_state(state)[0]["heads"]["b"].tolist() == [1, 1]
+    for file in ("state.safetensors", "heads.safetensors"):
+        whole = (state / file).read_bytes()
+        for content in (whole[:-1], whole[:-1] + b"x", b"short"):
+            (state / file).write_bytes(content)
+            with pytest.raises(CheckpointError, match=f"{file} is not the file that state.json"):
+                load_state(state)
+        (state / file).write_bytes(whole)
+    for content in (b"[]", b"{}", b"", b'{"n": 1, "sha256'):
+        (state / "state.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match=str(state)):
+            load_state(state)
+    (state / "heads.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=str(state)):
+        load_state(state)
+
+
+# -- a disk that takes no more
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KB: it holds one checkpoint of the small model, not two."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(model: GPT, small_disk: Path) -> None:
+    folder = small_disk / "saved"
+    save_checkpoint(folder, model, None, {"step": 1})
+    before = logits(model)
+    with torch.no_grad():
+        model.transformer["wte"].weight.add_(1)  # type: ignore[operator]
+    with pytest.raises(SaveError, match="disk/saved: could not be written: .*No space left"):
+        save_checkpoint(folder, model, None, {"step": 2})
+    assert [p.name for p in small_disk.iterdir()] == ["saved"]
+    again, meta = load_checkpoint(folder)
+    assert meta == {"step": 1} and torch.equal(logits(again), before)
+
+
+@pytest.mark.parametrize("failing", ["_write_json", "save_file", "replace_folder", "fsync", "move"])
+def test_a_failing_disk_leaves_the_checkpoint_before(
+    model: GPT, saved: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*arguments: object, **keys: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    def rename(self: Path, target: Path) -> None:
+        if self.suffix == ".partial":
+            full()
+        os.rename(self, target)
+
+    with monkeypatch.context() as patch:
+        if failing == "move":
+            patch.setattr(Path, "rename", rename)
+        else:
+            patch.setattr(checkpoint.os if failing == "fsync" else checkpoint, failing, full)
+        with pytest.raises(SaveError, match="saved: could not be written.*No space left"):
+            save_checkpoint(saved, model, None, {"step": 2})
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+    assert load_checkpoint(saved)[1] == {"stage": "pretrain", "languages": {"zh": "中"}}
+
+
+def test_a_move_that_failed_half_way_is_repaired_by_the_next(tmp_path: Path) -> None:
+    for name, text in (("last.old", "one"), ("last.partial", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    seen: list[str] = []
+    real = checkpoint.shutil.rmtree
+
+    def removed(folder: Path, ignore_errors: bool = False) -> None:
+        if folder.exists():
+            seen.append((tmp_path / "last" / "file").read_text())  # a whole one is in place
+        real(folder, ignore_errors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", removed)
+        replace_folder(tmp_path / "last.partial", tmp_path / "last")
+    assert seen == ["two"]

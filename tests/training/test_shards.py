@@ -54,12 +54,21 @@ def test_one_side_of_pairs_reads_like_text(shard_path: Path) -> None:
     assert sides[1].lengths.tolist() == [1, 300]
 
 
-@pytest.mark.parametrize("cut", [".bin", ".idx"])
-def test_a_cut_file_is_named(shard_path: Path, cut: str) -> None:
-    file = shard_path.with_suffix(cut)
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CorpusError, match="web.en-de.train.bin: header and data disagree"):
-        Shard(shard_path)
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_file_that_is_cut_altered_or_of_another_shard_is_named(
+    shard_path: Path, suffix: str
+) -> None:
+    other = shard_path.with_name("other.bin")
+    write_shard(other, PAIRS, [s[::-1] for s in reversed(SEQUENCES)], "abc")  # as many tokens
+    file = shard_path.with_suffix(suffix)
+    data = file.read_bytes()
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    for content in (data[:-8], flipped, b"", other.with_suffix(suffix).read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(CorpusError, match=rf"web.en-de.train.bin: \{suffix} is not the file"):
+            Shard(shard_path)
+    file.write_bytes(data)
+    assert Shard(shard_path)[0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("missing", [".bin", ".idx", ".json"])
@@ -70,7 +79,9 @@ def test_a_missing_file_is_named(shard_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"sequences": 5}, {"extra": 1}, {"languages": None}, {"tokens": 0}, {"name": ...}]
+    "change",
+    [{"sequences": 5}, {"extra": 1}, {"languages": None}, {"tokens": 0}, {"name": ...},
+     {"blake2b": ...}, {"blake2b": None}, {"blake2b": {".bin": ""}}],
 )
 def test_a_wrong_header_is_named(shard_path: Path, change: dict[str, object]) -> None:
     file = shard_path.with_suffix(".json")
