@@ -40,6 +40,21 @@ GENERATE: dict[str, Example] = {
             "stop": ["\n\n"],
         },
     ),
+    "several": Example(
+        summary="Several continuations, with log-probabilities",
+        value={
+            "prompt": "The weather today is",
+            "max_tokens": 16,
+            "min_tokens": 4,
+            "n": 3,
+            "min_p": 0.05,
+            "presence_penalty": 0.5,
+            "frequency_penalty": 0.2,
+            "logit_bias": {"13": -2.0},
+            "logprobs": 2,
+            "seed": 1,
+        },
+    ),
     "stream": Example(
         summary="Server-sent events",
         value={"prompt": "The weather today is", "max_tokens": 32, "stream": True},
@@ -79,7 +94,9 @@ GENERATE_ANSWER: dict[str, Any] = {
     "content": {
         "application/json": {
             "example": {
-                "generations": [{"text": " sunny and warm.", "finish_reason": "stop"}],
+                "generations": [
+                    {"text": " sunny and warm.", "finish_reason": "stop", "logprobs": None}
+                ],
                 "usage": _USAGE,
                 "timing": _TIMING,
                 "model": "gpt2-mt-default",

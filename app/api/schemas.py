@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
-from app.tasks.generate import BOUNDS, MAX_STOP_LENGTH, MAX_STOPS
+from app.tasks.generate import BIAS, BOUNDS, MAX_BIASES, MAX_STOP_LENGTH, MAX_STOPS
+from app.tasks.inputs import Bounds
 
 TAGS = frozenset({"<string>", "<array>"})
 
 
-def _within(name: str) -> Any:
+def _within(bounds: Bounds) -> Any:
     """The bounds that the task sets for an option."""
-    bounds = BOUNDS[name]
     if bounds.above:
         return Field(gt=bounds.low, le=bounds.high)
     return Field(ge=bounds.low, le=bounds.high)
@@ -44,6 +44,8 @@ Stops = Annotated[
 ]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=35)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Bias = Annotated[Real, _within(BIAS)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 TimeoutS = Annotated[
     Real | None,
     Field(gt=0, description="Seconds until the request is given up with 504."),
@@ -70,24 +72,49 @@ class TranslateRequest(_Request):
 
 class GenerateRequest(_Request):
     prompt: Texts = Field(description="One prompt or several.")
-    max_tokens: Annotated[int, _within("max_tokens")] = Field(
+    max_tokens: Annotated[int, _within(BOUNDS["max_tokens"])] = Field(
         128, description="At most the context's rest."
     )
-    temperature: Annotated[Real, _within("temperature")] | None = Field(
+    temperature: Annotated[Real, _within(BOUNDS["temperature"])] | None = Field(
         None,
-        description="0 takes the likeliest token always. Left out: 0, or 1 if `top_k`, `top_p` "
-        "or `seed` asks for sampling.",
+        description="0 takes the likeliest token always. Left out: 0, or 1 if `top_k`, `top_p`, "
+        "`min_p`, `seed` or an `n` above 1 asks for sampling.",
     )
-    top_k: Annotated[int, _within("top_k")] | None = Field(None, description="0: off.")
-    top_p: Annotated[Real, _within("top_p")] | None = Field(None, description="1: off.")
-    repetition_penalty: Annotated[Real, _within("repetition_penalty")] = Field(
-        1.0, description="1: off."
-    )
-    seed: Annotated[int, _within("seed")] | None = Field(
+    top_k: Annotated[int, _within(BOUNDS["top_k"])] | None = Field(None, description="0: off.")
+    top_p: Annotated[Real, _within(BOUNDS["top_p"])] | None = Field(None, description="1: off.")
+    min_p: Annotated[Real, _within(BOUNDS["min_p"])] | None = Field(
         None,
-        description="Prompt i of an array samples with seed + i (modulo 2**32), as it would alone.",
+        description="Tokens with less than this share of the likeliest one's probability are left "
+        "out; 0: off.",
+    )
+    repetition_penalty: Annotated[Real, _within(BOUNDS["repetition_penalty"])] = Field(
+        1.0, description="Over prompt and output; 1: off."
+    )
+    presence_penalty: Annotated[Real, _within(BOUNDS["presence_penalty"])] = Field(
+        0.0, description="Taken from the logit of every token that is in the output."
+    )
+    frequency_penalty: Annotated[Real, _within(BOUNDS["frequency_penalty"])] = Field(
+        0.0, description="Taken from a token's logit as often as it is in the output."
+    )
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] = Field(
+        {}, description="Token ids (as strings) and what is added to their logits."
+    )
+    min_tokens: Annotated[int, _within(BOUNDS["min_tokens"])] = Field(
+        0, description="The model cannot end the text before; a stop string can."
+    )
+    seed: Annotated[int, _within(BOUNDS["seed"])] | None = Field(
+        None,
+        description="Generation i samples with seed + i (modulo 2**32), as it would alone.",
     )
     stop: Stops | None = Field(None, description="Strings that end the text; they are withheld.")
+    logprobs: Annotated[int, _within(BOUNDS["logprobs"])] | None = Field(
+        None,
+        description="Tell every token's log-probability, and those of so many likeliest ones; all "
+        "before options change them.",
+    )
+    n: Annotated[int, _within(BOUNDS["n"])] = Field(
+        1, description="Generations of each prompt: the first n are of the first one."
+    )
     stream: bool = Field(False, description="Answer by server-sent events.")
     timeout_s: TimeoutS = None
 
@@ -125,9 +152,20 @@ class TranslateAnswer(_Answer):
     model: str
 
 
+class LikelyToken(_Answer):
+    id: int
+    text: str = Field(description="Bytes that are no character of their own are U+FFFD.")
+    logprob: float = Field(description="Natural logarithm.")
+
+
+class ScoredToken(LikelyToken):
+    top: list[LikelyToken] = Field(description="The likeliest at this place, best first.")
+
+
 class GenerationAnswer(_Answer):
     text: str
     finish_reason: Literal["stop", "length"]
+    logprobs: list[ScoredToken] | None = Field(description="null if not asked for.")
 
 
 class GenerateAnswer(_Answer):

@@ -23,8 +23,10 @@ from app.api.schemas import (
     GenerationAnswer,
     LanguageAnswer,
     LanguagesAnswer,
+    LikelyToken,
     ModelAnswer,
     ModelsAnswer,
+    ScoredToken,
     TimingAnswer,
     TranslateAnswer,
     TranslateRequest,
@@ -44,7 +46,7 @@ from app.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from app.tasks.generate import GenerateOptions, GenerationStream, default_temperature
+from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
 from app.tasks.job import Usage
 from app.tasks.translate import Translation
 
@@ -117,18 +119,24 @@ async def generate(
     state: StateOf,
     service: ServiceOf,
 ) -> GenerateAnswer | Response:
-    """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, and the
-    last one is `[DONE]`; an error after the first event comes as `{"error": {...}}`."""
+    """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, with
+    `logprobs` those of the text's tokens as well, and the last one is `[DONE]`; an error after the
+    first event comes as `{"error": {...}}`."""
     deadline = state.deadline(body.timeout_s)
     options = _options(body)
     if body.stream:
         stream = await service.generator.start(body.prompt, options, deadline)
-        return EventStream(stream, request.scope)
+        return EventStream(stream, request.scope, body.logprobs is not None)
     result = await _unless_gone(request, service.generator.run(body.prompt, options, deadline))
     response.headers["Server-Timing"] = _server_timing(result.timing)
     return GenerateAnswer(
         generations=[
-            GenerationAnswer(text=g.text, finish_reason=g.finish_reason) for g in result.generations
+            GenerationAnswer(
+                text=g.text,
+                finish_reason=g.finish_reason,
+                logprobs=None if g.tokens is None else [_scored(token) for token in g.tokens],
+            )
+            for g in result.generations
         ],
         usage=_usage(result.usage),
         timing=_timing(result.timing),
@@ -174,10 +182,10 @@ async def languages(service: ServiceOf) -> LanguagesAnswer:
 class EventStream(StreamingResponse):
     """A generation as server-sent events; however it ends, its slots are freed."""
 
-    def __init__(self, stream: GenerationStream, scope: Scope) -> None:
+    def __init__(self, stream: GenerationStream, scope: Scope, logprobs: bool) -> None:
         self._stream = stream
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(stream, scope), 200, headers, "text/event-stream")
+        super().__init__(_events(stream, scope, logprobs), 200, headers, "text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -186,12 +194,13 @@ class EventStream(StreamingResponse):
             self._stream.close()
 
 
-async def _events(stream: GenerationStream, scope: Scope) -> AsyncIterator[str]:
+async def _events(stream: GenerationStream, scope: Scope, logprobs: bool) -> AsyncIterator[str]:
     try:
         async for chunk in stream.chunks():
-            yield _event(
-                {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
-            )
+            event = {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
+            if logprobs:
+                event["logprobs"] = [_scored(token).model_dump() for token in chunk.tokens]
+            yield _event(event)
         yield "data: [DONE]\n\n"
     except AppError as error:
         yield _event({"error": members(error, scope)})
@@ -228,17 +237,30 @@ async def _gone(request: Request) -> None:
 def _options(body: GenerateRequest) -> GenerateOptions:
     temperature = body.temperature
     if temperature is None:
-        temperature = default_temperature(body.top_k, body.top_p, body.seed)
+        several = body.n if body.n > 1 else None
+        temperature = default_temperature(body.top_k, body.top_p, body.min_p, body.seed, several)
     stop = body.stop or []
     return GenerateOptions(
         max_tokens=body.max_tokens,
         temperature=temperature,
         top_k=body.top_k or 0,
         top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
         repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        min_tokens=body.min_tokens,
         seed=body.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        logprobs=body.logprobs,
+        n=body.n,
     )
+
+
+def _scored(token: Scored) -> ScoredToken:
+    top = [LikelyToken(id=i, text=text, logprob=logprob) for i, text, logprob in token.top]
+    return ScoredToken(id=token.id, text=token.text, logprob=token.logprob, top=top)
 
 
 def _translation(result: Translation) -> TranslationAnswer:

@@ -1,8 +1,9 @@
 """Prompts in, continuations out: whole, or piece by piece while they are generated.
 
-With seed s, prompt i of an array samples with seed (s + i) modulo 2**32: the same as that prompt
-alone with that seed. Without a seed one is drawn for the request. Stop strings are looked for in
-the text, across token borders; the match and all behind it are withheld and the slot is freed.
+With seed s, generation i of a request samples with seed (s + i) modulo 2**32: the same as that
+prompt alone with that seed; each of the prompts has `n` generations, one behind the other. Without
+a seed one is drawn for the request. Stop strings are looked for in the text, across token borders;
+the match and all behind it are withheld and the slot is freed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 from app.engine.request import Request, Sampling, Timing, Token
 from app.errors import InvalidField, NotReady, TooLong
-from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits, check_texts, names
+from app.tasks.inputs import INLINE_CHARACTERS, Bounds, TaskLimits, check_texts, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
 from app.text.stop import StopFinder
 from app.text.tokenizer import TextTokenizer
@@ -24,27 +25,9 @@ from app.text.tokenizer import TextTokenizer
 SEEDS = 2**32
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 200  # characters
+MAX_BIASES = 1024
+BIAS = Bounds(-100, 100)
 Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a number may be; the HTTP schema is made of the same."""
-
-    low: int
-    high: int
-    above: bool = False  # the lowest value itself is refused
-
-    def check(self, name: str, value: float) -> None:
-        if value < self.low or (self.above and value == self.low):
-            wanted = f"more than {self.low}" if self.above else f"at least {self.low}"
-        elif value > self.high:
-            wanted = f"at most {self.high}"
-        elif value != value:
-            wanted = "a number"
-        else:
-            return
-        raise InvalidField(f"{name} is {value}: must be {wanted}", param=name)
 
 
 BOUNDS: Mapping[str, Bounds] = MappingProxyType(
@@ -53,8 +36,14 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
         "temperature": Bounds(0, 5),
         "top_k": Bounds(0, 1_000_000),
         "top_p": Bounds(0, 1, above=True),
+        "min_p": Bounds(0, 1),
         "repetition_penalty": Bounds(0, 10, above=True),
+        "presence_penalty": Bounds(-2, 2),
+        "frequency_penalty": Bounds(-2, 2),
+        "min_tokens": Bounds(0, 1_000_000),
         "seed": Bounds(0, SEEDS - 1),
+        "logprobs": Bounds(0, 20),
+        "n": Bounds(1, 128),
     }
 )
 
@@ -67,15 +56,34 @@ class GenerateOptions:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # alternatives told at each token; None: not even its own
+    n: int = 1  # generations of each prompt
 
     def __post_init__(self) -> None:
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)
             if value is not None:
                 bounds.check(name, value)
+        if self.min_tokens > self.max_tokens:
+            raise InvalidField(
+                f"min_tokens is {self.min_tokens}: max_tokens is {self.max_tokens}",
+                param="min_tokens",
+            )
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InvalidField(
+                f"logit_bias has {len(self.logit_bias)} ids: must be at most {MAX_BIASES}",
+                param="logit_bias",
+            )
+        for token, bias in self.logit_bias:
+            BIAS.check(f"logit_bias.{token}", bias)
         if len(self.stop) > MAX_STOPS:
             raise InvalidField(
                 f"stop has {len(self.stop)} strings: must be at most {MAX_STOPS}", param="stop"
@@ -88,24 +96,36 @@ class GenerateOptions:
                 )
 
 
-def default_temperature(top_k: int | None, top_p: float | None, seed: int | None) -> float:
+def default_temperature(*options: float | None) -> float:
     """Greedy, unless one of the options that only mean something for sampling is given."""
-    return 0.0 if top_k is None and top_p is None and seed is None else 1.0
+    return 0.0 if all(option is None for option in options) else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A generated token, its log-probability and the likeliest ones (id, text, log-probability)."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """More text of prompt `index`; the last one of a prompt carries its finish reason."""
+    """More text of generation `index`; the last one of it carries its finish reason."""
 
     index: int
     text: str
     finish_reason: Finish | None
+    tokens: tuple[Scored, ...] = ()  # those of the text, if log-probabilities are asked for
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     text: str
     finish_reason: Finish
+    tokens: tuple[Scored, ...] | None  # None: log-probabilities are not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +147,15 @@ class Generator:
         self, prompts: str | Sequence[str], options: GenerateOptions, deadline: Deadline
     ) -> GenerateResult:
         stream = await self.start(prompts, options, deadline, tokens=bool(options.stop))
-        texts: list[list[str]] = [[] for _ in range(stream.count)]
-        reasons: list[Finish] = ["stop"] * stream.count
+        chunks: list[list[Chunk]] = [[] for _ in range(stream.count)]
         async for chunk in stream.chunks():
-            texts[chunk.index].append(chunk.text)
-            if chunk.finish_reason:
-                reasons[chunk.index] = chunk.finish_reason
-        generations = [Generation("".join(t), r) for t, r in zip(texts, reasons, strict=True)]
+            chunks[chunk.index].append(chunk)
+        generations = []
+        for mine in chunks:
+            tokens = tuple(token for chunk in mine for token in chunk.tokens)
+            text, reason = "".join(chunk.text for chunk in mine), mine[-1].finish_reason or "stop"
+            told = None if options.logprobs is None else tokens
+            generations.append(Generation(text, reason, told))
         return GenerateResult(generations, stream.usage, stream.timing)
 
     async def start(
@@ -147,34 +169,47 @@ class Generator:
         """Submit; the caller must iterate `chunks()` or call `close()`."""
         items = check_texts(prompts, self._limits, "prompt")
         fields = names(prompts, "prompt")
+        if len(items) * options.n > self._limits.max_items:
+            raise InvalidField(
+                f"n is {options.n} for {len(items)} prompts, at most {self._limits.max_items} "
+                "generations are allowed",
+                param="n",
+            )
         if sum(map(len, items)) > INLINE_CHARACTERS:
             requests = await asyncio.to_thread(self._requests, items, fields, options)
         else:
             requests = self._requests(items, fields, options)
         job = Job(self._engine, requests, deadline, tokens=tokens)
-        return GenerationStream(job, requests, self._tokenizer, options.stop)
+        return GenerationStream(job, requests, self._tokenizer, options)
 
     def _requests(
         self, items: Sequence[str], fields: Sequence[str], options: GenerateOptions
     ) -> list[Request]:
         seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
-        requests = []
-        for i, (item, field) in enumerate(zip(items, fields, strict=True)):
+        sampling = Sampling(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            logit_bias=options.logit_bias,
+            min_tokens=options.min_tokens,
+            logprobs=options.logprobs or 0,
+        )
+        requests: list[Request] = []
+        for item, field in zip(items, fields, strict=True):
             if not item:
                 raise InvalidField(f"{field} is empty", param=field)
             ids = self._tokenizer.generation_prompt(self._tokenizer.encode(item, param=field))
             room = min(self._limits.max_prompt_tokens, self._limits.context - 1)
             if len(ids) > room:
                 raise TooLong(f"{field} has {len(ids)} tokens, at most {room} fit", param=field)
-            sampling = Sampling(
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                repetition_penalty=options.repetition_penalty,
-                seed=(seed + i) % SEEDS,
-            )
             max_tokens = min(options.max_tokens, self._limits.context - len(ids))
-            requests.append(Request(ids, max_tokens, unheard, self._tokenizer.end_ids, sampling))
+            for _ in range(options.n):
+                mine = replace(sampling, seed=(seed + len(requests)) % SEEDS)
+                requests.append(Request(ids, max_tokens, unheard, self._tokenizer.end_ids, mine))
         return requests
 
 
@@ -186,13 +221,12 @@ class GenerationStream:
         job: Job,
         requests: Sequence[Request],
         tokenizer: TextTokenizer,
-        stops: tuple[str, ...],
+        options: GenerateOptions,
     ) -> None:
         self.count = len(requests)
         self._job = job
-        self._prompt_tokens = sum(len(request.prompt) for request in requests)
-        self._detokenizers = [tokenizer.detokenizer() for _ in requests]
-        self._finders = [StopFinder(stops) for _ in requests]
+        self._prompt_tokens = sum(len(request.prompt) for request in requests[:: options.n])
+        self._parts = [_Part(tokenizer, options) for _ in requests]
         self._completion_tokens = 0
         self._timings: list[Timing] = []
 
@@ -211,22 +245,65 @@ class GenerationStream:
         """Text as it becomes certain; leaving this iterator frees the slots."""
         with self._job:
             async for i, event in self._job.events():
-                finder, detokenizer = self._finders[i], self._detokenizers[i]
+                part = self._parts[i]
                 if isinstance(event, Token):
-                    if finder.found:
+                    if part.ended:
                         continue  # came between the match and the cancellation
                     self._completion_tokens += 1
-                    text = finder.push(detokenizer.push(event.id))
-                    if finder.found:
+                    text = part.push(event)
+                    if part.ended:
                         self._job.cancel(i)
-                        yield Chunk(i, text, "stop")
+                        yield Chunk(i, text, "stop", part.take())
                     elif text:
-                        yield Chunk(i, text, None)
+                        yield Chunk(i, text, None, part.take())
                     continue
                 self._timings.append(event.timing)
-                if finder.found:
+                if part.ended:
                     continue
                 if event.reason == "cancelled":
                     raise NotReady("the server is shutting down", retry_after_s=1)
-                text = finder.push(detokenizer.finish()) + finder.finish()
-                yield Chunk(i, text, "stop" if finder.found else event.reason)
+                text = part.finish()
+                yield Chunk(i, text, "stop" if part.ended else event.reason, part.take(last=True))
+
+
+class _Part:
+    """The text of one generation as it becomes certain, and the tokens that it is made of."""
+
+    def __init__(self, tokenizer: TextTokenizer, options: GenerateOptions) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer()
+        self._finder = StopFinder(options.stop)
+        self._scored = options.logprobs is not None
+        self._tokens: list[tuple[int, Token]] = []  # where in the text each begins; not yet taken
+        self._read = 0  # characters that came in
+        self._certain = 0  # characters that went out
+
+    @property
+    def ended(self) -> bool:
+        """A stop string was found."""
+        return self._finder.found
+
+    def push(self, token: Token) -> str:
+        if self._scored:
+            self._tokens.append((self._read, token))
+        text = self._detokenizer.push(token.id)
+        self._read += len(text)
+        return self._told(self._finder.push(text))
+
+    def finish(self) -> str:
+        return self._told(self._finder.push(self._detokenizer.finish()) + self._finder.finish())
+
+    def _told(self, text: str) -> str:
+        self._certain += len(text)
+        return text
+
+    def take(self, last: bool = False) -> tuple[Scored, ...]:
+        """The tokens of the text so far; those of a stop string are withheld with it."""
+        whole = last and not self.ended
+        ready = [token for at, token in self._tokens if whole or at < self._certain]
+        self._tokens = self._tokens[len(ready) :]
+        return tuple(self._score(token) for token in ready)
+
+    def _score(self, token: Token) -> Scored:
+        top = tuple((i, self._tokenizer.decode([i]), logprob) for i, logprob in token.top)
+        return Scored(token.id, self._tokenizer.decode([token.id]), token.logprob, top)

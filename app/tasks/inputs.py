@@ -1,4 +1,4 @@
-"""Checks on a request's texts that do not depend on the task."""
+"""Checks on a request's texts and numbers that do not depend on the task."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ class TaskLimits:
     max_items: int = 1024
     max_characters: int = 100_000
     max_pieces: int = 2048  # sentences that a request's texts are cut into
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a number may be; the HTTP schema is made of the same."""
+
+    low: int
+    high: int
+    above: bool = False  # the lowest value itself is refused
+
+    def check(self, name: str, value: float) -> None:
+        if value < self.low or (self.above and value == self.low):
+            wanted = f"more than {self.low}" if self.above else f"at least {self.low}"
+        elif value > self.high:
+            wanted = f"at most {self.high}"
+        elif value != value:
+            wanted = "a number"
+        else:
+            return
+        raise InvalidField(f"{name} is {value}: must be {wanted}", param=name)
 
 
 def names(texts: str | Sequence[str], param: str) -> list[str]:

@@ -75,7 +75,20 @@ WRONG = [
     ("/v1/generate", {"stop": ["a"] * 17}, "stop", "invalid_field"),
     ("/v1/generate", {"stop": 5}, "stop", "invalid_field"),
     ("/v1/generate", {"stream": "true"}, "stream", "invalid_field"),
-    ("/v1/generate", {"n": 2}, "n", "unknown_field"),
+    ("/v1/generate", {"n": 0}, "n", "invalid_field"),
+    ("/v1/generate", {"n": 100, "prompt": ["a"] * 11}, "n", "invalid_field"),
+    ("/v1/generate", {"min_p": 1.1}, "min_p", "invalid_field"),
+    ("/v1/generate", {"presence_penalty": 2.1}, "presence_penalty", "invalid_field"),
+    ("/v1/generate", {"frequency_penalty": -2.1}, "frequency_penalty", "invalid_field"),
+    ("/v1/generate", {"logit_bias": [5]}, "logit_bias", "invalid_field"),
+    ("/v1/generate", {"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_field"),
+    ("/v1/generate", {"logit_bias": {"5": "1"}}, "logit_bias.5", "invalid_field"),
+    ("/v1/generate", {"logit_bias": {"1000000": 1}}, "logit_bias", "invalid_field"),
+    ("/v1/generate", {"min_tokens": 3}, "min_tokens", "invalid_field"),
+    ("/v1/generate", {"min_tokens": -1}, "min_tokens", "invalid_field"),
+    ("/v1/generate", {"logprobs": 21}, "logprobs", "invalid_field"),
+    ("/v1/generate", {"logprobs": True}, "logprobs", "invalid_field"),
+    ("/v1/generate", {"best_of": 2}, "best_of", "unknown_field"),
 ]
 
 

@@ -38,7 +38,7 @@ def test_every_example_of_a_request_is_answered(client: httpx.Client, document: 
     for path in ("/v1/translate", "/v1/generate"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         examples = content["application/json"]["examples"]
-        assert len(examples) == 3
+        assert len(examples) >= 3
         for example in examples.values():
             assert client.post(path, json=example["value"]).status_code == 200
 

@@ -66,7 +66,7 @@ def test_codes_in_any_case_and_with_a_region(
 def test_generate(client: httpx.Client) -> None:
     body = post(client, "/v1/generate", prompt=["The", "Das"], max_tokens=6).json()
     assert list(body) == ["generations", "usage", "timing", "model"]
-    assert [list(g) for g in body["generations"]] == [["text", "finish_reason"]] * 2
+    assert [list(g) for g in body["generations"]] == [["text", "finish_reason", "logprobs"]] * 2
     assert body["usage"]["completion_tokens"] == 12
 
 
@@ -95,8 +95,27 @@ def test_stop_strings_and_seeds(client: httpx.Client) -> None:
     stop = whole["text"][5:8]
     for given in (stop, [stop], ["not there at all", stop]):
         cut = client.post("/v1/generate", json={**body, "stop": given}).json()["generations"][0]
-        text = whole["text"]
-        assert cut == {"text": text[: text.index(stop)], "finish_reason": "stop"}
+        text = whole["text"][: whole["text"].index(stop)]
+        assert cut == {"text": text, "finish_reason": "stop", "logprobs": None}
+
+
+def test_options_of_generate(client: httpx.Client) -> None:
+    body = {"prompt": "The", "max_tokens": 8, "logprobs": 3, "logit_bias": {"70": 100.0}}
+    (biased,) = post(client, "/v1/generate", **body).json()["generations"]
+    assert [token["id"] for token in biased["logprobs"]] == [70] * 8
+    assert all(list(t) == ["id", "text", "logprob", "top"] for t in biased["logprobs"])
+    assert all(70 not in [top["id"] for top in t["top"]] for t in biased["logprobs"][:1])
+    body |= {"logit_bias": {}, "n": 3, "min_p": 0.01, "seed": 4}
+    answer = post(client, "/v1/generate", **body).json()
+    assert answer["usage"]["completion_tokens"] == 24
+    for i, generation in enumerate(answer["generations"]):
+        alone = post(client, "/v1/generate", **{**body, "n": 1, "seed": 4 + i}).json()
+        assert alone["generations"] == [generation]
+        assert alone["usage"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    sent = events(client.post("/v1/generate", json={**body, "stream": True}))
+    for i, generation in enumerate(answer["generations"]):
+        mine = [event for event in sent if event["index"] == i]
+        assert sum((event["logprobs"] for event in mine), []) == generation["logprobs"]
 
 
 def test_models_and_languages(client: httpx.Client) -> None:

@@ -86,6 +86,49 @@ def test_stop_strings_end_the_text_before_them(service: Service, start: int) -> 
     wait_until_idle(service)
 
 
+@pytest.mark.parametrize("start", range(4, 16, 3))
+def test_tokens_are_those_of_the_text(service: Service, start: int) -> None:
+    options = replace(OPTIONS, logprobs=2)
+    (whole,) = generate(service, "The", options).generations
+    assert whole.tokens is not None and len(whole.tokens) == 24
+    parts = "".join(token.text for token in whole.tokens)  # bytes of one character may be apart
+    assert parts.encode("ascii", "ignore") == whole.text.encode("ascii", "ignore")
+    for token in whole.tokens:
+        assert token.top[0] == (token.id, token.text, token.logprob), "greedy takes the likeliest"
+        assert token.top[1][2] <= token.logprob < 0
+    stop = (whole.text[start : start + 5],)
+    (cut,) = generate(service, "The", replace(options, stop=stop)).generations
+    assert cut.tokens is not None and cut.tokens == whole.tokens[: len(cut.tokens)]
+    streamed = chunks(service, "The", replace(options, stop=stop))
+    assert tuple(token for chunk in streamed for token in chunk.tokens) == cut.tokens
+    assert generate(service, "The", OPTIONS).generations[0].tokens is None
+
+
+def test_several_generations_are_those_of_the_next_seeds(service: Service) -> None:
+    options = replace(SAMPLED, n=3)
+    result = generate(service, ["The", "Das"], options)
+    alone = [
+        texts(generate(service, "The" if i < 3 else "Das", replace(SAMPLED, seed=7 + i)))[0]
+        for i in range(6)
+    ]
+    assert texts(result) == alone and len(set(alone)) == 6
+    one = generate(service, ["The", "Das"], SAMPLED).usage
+    assert result.usage.prompt_tokens == one.prompt_tokens
+    with pytest.raises(InvalidField, match="at most 1024") as caught:
+        generate(service, ["The"] * 100, replace(SAMPLED, n=11))
+    assert caught.value.param == "n"
+
+
+def test_a_least_length_and_a_bias(service: Service) -> None:
+    options = replace(OPTIONS, logit_bias=((0, 100.0),))  # the end
+    assert generate(service, "The", options).usage.completion_tokens == 0
+    result = generate(service, "The", replace(options, min_tokens=5))
+    assert result.usage.completion_tokens == 5
+    assert result.generations[0].text == generate(
+        service, "The", replace(OPTIONS, max_tokens=5)
+    ).generations[0].text
+
+
 def wait_until_idle(service: Service) -> None:
     end = time.monotonic() + 5
     while service.engine.stats().active:
@@ -137,6 +180,14 @@ def test_refusals(service: Service, prompts: Any, kind: type, param: str) -> Non
         ("top_k", -1, "top_k is -1: must be at least 0"),
         ("top_p", 0.0, "top_p is 0.0: must be more than 0"),
         ("repetition_penalty", 0.0, "repetition_penalty is 0.0: must be more than 0"),
+        ("min_p", -0.1, "min_p is -0.1: must be at least 0"),
+        ("presence_penalty", 3, "presence_penalty is 3: must be at most 2"),
+        ("frequency_penalty", -3, "frequency_penalty is -3: must be at least -2"),
+        ("logit_bias", ((5, 200.0),), "logit_bias.5 is 200.0: must be at most 100"),
+        ("logit_bias", ((5, 2.0),) * 1025, "logit_bias has 1025 ids: must be at most 1024"),
+        ("min_tokens", 129, "min_tokens is 129: max_tokens is 128"),
+        ("logprobs", 21, "logprobs is 21: must be at most 20"),
+        ("n", 0, "n is 0: must be at least 1"),
         ("seed", 2**32, "seed is 4294967296: must be at most 4294967295"),
         ("seed", -1, "seed is -1: must be at least 0"),
         ("stop", ("a",) * 17, "stop has 17 strings: must be at most 16"),
