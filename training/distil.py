@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batches import IGNORED, Batch
-from training.config import DistilConfig
+from training.batches import IGNORED, Batch, Stream, way_of
+from training.config import DistilConfig, RunConfig
 from training.errors import ConfigError
-from training.model import Cache, MaskMode, ModelConfig, attention_mask
-from training.teachers import Teacher
+from training.model import GPT, Cache, MaskMode, ModelConfig, attention_mask
+from training.teachers import Teacher, open_teachers
+from training.words import Keeper, PairTeaching, TextTeaching
 
 BLOCK = 512  # positions whose logits exist at one time
 
@@ -279,3 +281,39 @@ class Distiller:
         for first, mine in by_folder.items():
             teacher = list(self.teachers.values())[first]
             yield teacher, torch.tensor(mine, device=batch.ids.device)
+
+
+def distiller_of(
+    config: RunConfig, student: GPT, stream: Stream, tokenizer_file: Path, keeper: Keeper
+) -> Distiller | None:
+    """Opens the recipe's teachers and has the stream's batches carry what is needed of them.
+
+    Words that `keeper` does not have yet are written now. None if the recipe distils nothing.
+    """
+    if not config.distil.on:
+        return None
+    pairs, text = stream.pairs, stream.text
+    ways = dict.fromkeys(
+        way_of(shard, i) for shard in (pairs.shards if pairs else ()) if not shard.header.task
+        for i in (pairs.directions_of(shard) if pairs else ())
+    )  # fmt: skip
+    codes = dict.fromkeys(config.data.languages if text else ())
+    teachers = open_teachers(
+        config.distil, [*sorted(ways), *codes], tokenizer_file, student.device
+    )
+    distiller = Distiller(config.distil, config.mask, teachers)
+    distiller.check(student.config, config.data.max_tokens)
+    kept = keeper if config.distil.words else None
+    if pairs and ways.keys() & teachers.keys():
+        pairs.teaching = PairTeaching(pairs, teachers, kept)
+    if text and codes.keys() & teachers.keys():
+        text.teaching = TextTeaching(text, teachers, kept)
+        if kept is None and text.teaching.way < 0 and not pairs:
+            raise ConfigError(
+                "distil.teachers: rows of text hold several languages, so hidden and relations "
+                f"need one teacher for all of {', '.join(codes)}"
+            )
+    if not (config.distil.hidden or config.distil.relations):
+        for teacher in teachers.values():
+            teacher.release()
+    return distiller

@@ -8,7 +8,7 @@ keeps on disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import file_digest
@@ -126,7 +126,3 @@ def _vocabulary(tokenizer_file: Path) -> tuple[dict[int, str], list[Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"tokenizer {tokenizer_file}: {error!r}") from None
 
-
-def release(teachers: Iterable[Teacher]) -> None:
-    for teacher in teachers:
-        teacher.release()

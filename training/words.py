@@ -238,7 +238,7 @@ class PairTeaching:
         for i, shard in enumerate(pairs.shards if keeper else ()):
             for direction in pairs.directions_of(shard):
                 way = way_of(shard, direction)
-                if way in teachers:
+                if way in teachers and not shard.header.task:
                     self.words[i, direction] = self._write(i, direction, way, teachers[way])
 
     def _write(self, index: int, direction: int, way: str, teacher: Teacher) -> Words:
@@ -258,6 +258,8 @@ class PairTeaching:
         self, examples: NDArray[np.int64], chosen: NDArray[np.bool_]
     ) -> dict[str, Tensor]:
         """`examples` (rows, 3) as PairRows chooses them, `chosen` (rows, time) are the targets."""
+        if self.pairs.shards[examples[0, 0]].header.task:
+            return {}
         ways = [way_of(self.pairs.shards[i], direction) for i, _, direction in examples]
         places = [self.ways.index(way) if way in self.ways else -1 for way in ways]
         extra = {"way": torch.tensor(places)}
