@@ -21,7 +21,7 @@ from export.evaluate import BundleTranslator, entries, evaluate_text, select
 from export.likelihood import table as text_table
 from export.verify import MIN_SENTENCES
 from training.errors import CorpusError
-from training.results import scores, tests_of
+from training.results import scores, sets_of
 from training.runner import Runner
 from training.scores import Scores
 from training.view import View
@@ -59,7 +59,7 @@ def build_bundle(runner: Runner, precision: Precision, view: View) -> Built:
     final = runner.pipeline[runner.pipeline.final]
     checkpoint = runner.checkpoint(final.name)
     pairs = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")).get("pairs", [])
-    tests = tests_of(runner.where.tests, pairs, options.sets, options.limit)
+    tests = sets_of(runner.where.tests, pairs, options.sets, options.limit)
     described = repr((runner.output(final), precision, options, tests))
     mark = sha256(described.encode()).hexdigest()
     if (found := _found(place, record, mark)) is not None:

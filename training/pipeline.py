@@ -30,6 +30,7 @@ Kind = Literal["tokenizer", "pretrain", "finetune", "translate"]
 PIPELINES = RECIPES / "pipelines"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _TAKEN = ("bundle", "defaults", "figures", "report", "scores")
+INIT = "init"  # in place of a preset: the sizes of the checkpoint to start from
 _CHECKPOINTS: tuple[Kind, ...] = ("pretrain", "finetune")
 
 
@@ -321,7 +322,8 @@ def _check_reference(
 
 def _check_init(stage: Stage, init: Stage) -> None:
     assert isinstance(stage.config, RunConfig) and isinstance(init.config, RunConfig)
-    if stage.config.init_layers == "same" and stage.config.model != init.config.model:
+    same = stage.config.model in (INIT, init.config.model)
+    if stage.config.init_layers == "same" and not same:
         raise ConfigError(f"init = {init.name!r}: is of model {init.config.model!r}, this stage of "
                           f"{stage.config.model!r}; init_layers = 'same'")  # fmt: skip
 
@@ -332,7 +334,9 @@ def check(pipeline: Pipeline, corpus: Path) -> None:
         try:
             if isinstance(stage.config, RunConfig):
                 model, length = stage.config.model, stage.config.data.max_tokens
-                context = preset(model, 512).context
+                context = length if model == INIT else preset(model, 512).context
+                if model == INIT and not stage.init:
+                    raise ConfigError(f"model = {model!r}: there is no init")
                 if length > context:
                     raise ConfigError(
                         f"data.max_tokens = {length}: the context of model = {model!r} is {context}"

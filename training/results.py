@@ -74,7 +74,7 @@ def write(folder: Path, values: dict[str, Any]) -> None:
     temporary.replace(folder / FILE)
 
 
-def tests_of(
+def sets_of(
     folders: Sequence[Path], pairs: Sequence[Sequence[str]], globs: Sequence[str], limit: int
 ) -> list[TestSet]:
     """The test sets of the pairs whose names match, `limit` lines of each (0: all).

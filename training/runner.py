@@ -26,7 +26,7 @@ from training.corpus import files_of
 from training.errors import ConfigError, TrainingError
 from training.evaluate import checkpoint_translator
 from training.pipeline import Pipeline, Stage, TokenizerConfig, TranslateConfig, check, sources_of
-from training.results import read_metrics, read_results, scores, tests_of, write, write_validation
+from training.results import read_metrics, read_results, scores, sets_of, write, write_validation
 from training.view import View, duration
 
 RECORD, SCORES = "stage.json", "scores"
@@ -143,7 +143,7 @@ class Runner:
     def _lines(self, languages: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         """The test set in most of the languages, the first of those in as many."""
         pairs = list(permutations(languages, 2))
-        tests = tests_of(self.where.tests, pairs, self.pipeline.report.sets, 0)
+        tests = sets_of(self.where.tests, pairs, self.pipeline.report.sets, 0)
         by_set: dict[str, dict[str, list[str]]] = {}
         for test in tests:
             by_set.setdefault(test.name, {})[test.source] = list(test.sources)
@@ -159,7 +159,7 @@ class Runner:
                 continue
             folder, checkpoint = self.folder(stage.name), self.checkpoint(stage.name)
             pairs = _read(checkpoint / "meta.json").get("pairs", [])
-            tests = tests_of(self.where.tests, pairs, options.sets, options.limit)
+            tests = sets_of(self.where.tests, pairs, options.sets, options.limit)
             mark = blake2b(repr((self.output(stage), options, tests)).encode(), digest_size=16)
             results = read_results(folder)
             if results.get("scored") == mark.hexdigest():
