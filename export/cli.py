@@ -79,9 +79,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     evaluate = commands.add_parser(
         "evaluate",
         help="translate and score test sets with a bundle or a checkpoint",
-        description="Translate a folder of test sets greedily and score every direction\n"
-        "(sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets' lines (the\n"
-        "first 100 of each) in each language. A bundle needs no torch, a checkpoint does.",
+        description="Translate a folder of test sets, greedily or by beam, and score\n"
+        "every direction (sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets'\n"
+        "lines (the first 100 of each) in each language. A bundle needs no torch, a checkpoint does.",
         epilog=_EVALUATE_EXAMPLE,
         formatter_class=raw,
     )
@@ -92,6 +92,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--pairs", type=_names, default=[], help="directions such as en-de,de-en")
     add("--limit", type=_positive, help="sentences per set and direction (default: all)")
     add("--batch", type=_positive, default=32, help="sequences at a time (default: %(default)s)")
+    add("--beam", type=_positive, default=1,
+        help="size of a checkpoint's beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
+    add("--length-penalty", type=float, default=1.0,
+        help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -141,7 +145,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from export.likelihood import table as text_table
     from training.scores import table
 
-    opened, served = open_translator(args.model, args.batch)
+    opened, served = open_translator(args.model, args.batch, args.beam, args.length_penalty)
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:

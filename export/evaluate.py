@@ -189,11 +189,13 @@ def languages_of(folder: Path) -> list[str]:
 
 
 def open_translator(
-    model: str | Path, batch: int
+    model: str | Path, batch: int, beam: int = 1, length_penalty: float = 1.0
 ) -> tuple[AbstractContextManager[Translate], set[str]]:
     """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
+        if beam > 1:
+            raise ExportError(f"--beam {beam}: a bundle is evaluated greedily; give its checkpoint")
         bundle = Bundle.open(folder)
         pairs = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
         return BundleTranslator(bundle, batch=batch), pairs
@@ -203,7 +205,8 @@ def open_translator(
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     pairs = {f"{a}-{b}" for a, b in meta.get("pairs", [])}
-    return nullcontext(checkpoint_translator(folder, batch)), pairs
+    translator = checkpoint_translator(folder, batch, beam=beam, length_penalty=length_penalty)
+    return nullcontext(translator), pairs
 
 
 def select(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from training.batches import IGNORED, Batch, PairRows, TextRows
-from training.decode import greedy
+from training.decode import beam
+from training.errors import CheckpointError
 from training.losses import cross_entropy_sum
 from training.model import GPT, MaskMode
 
@@ -94,16 +96,64 @@ def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"valid/{t}/{k}": round(v, 5) for t, r in results.items() for k, v in r.items()}
 
 
-Translate = Callable[[Sequence[str], str, str], list[tuple[str, str]]]
+@dataclass(frozen=True)
+class Translator:
+    """Translates lines, in order; `beam` 1 is greedy, as is the server's default."""
+
+    folder: Path
+    model: GPT
+    tokenizer: Tokenizer
+    template: list[str]
+    mask: MaskMode
+    batch: int
+    beam: int
+    length_penalty: float
+
+    def __call__(self, lines: Sequence[str], source: str, target: str) -> list[tuple[str, str]]:
+        """(text, finish reason) of each line."""
+        return [(text, reason) for text, reason, _ in self.scored(lines, source, target)]
+
+    def scored(
+        self, lines: Sequence[str], source: str, target: str
+    ) -> list[tuple[str, str, float]]:
+        """(text, finish reason, mean log-probability a token, the end included) of each line."""
+        prompts = [self._prompt(line, source, target) for line in lines]
+        order = sorted(range(len(lines)), key=lambda i: len(prompts[i]))
+        results = [("", "", 0.0)] * len(lines)
+        context = self.model.config.context
+        for start in range(0, len(order), self.batch):
+            block = order[start : start + self.batch]
+            found = beam(
+                self.model, [prompts[i] for i in block],
+                [min(3 * len(prompts[i]) + 32, context - len(prompts[i])) for i in block],
+                self.beam, self.length_penalty, mask=self.mask,
+                no_repeat_ngram=NO_REPEAT_NGRAM, ngram_repeats=NGRAM_REPEATS,
+            )  # fmt: skip
+            for i, (best,) in zip(block, found, strict=True):
+                results[i] = (self.tokenizer.decode(list(best.ids)), best.reason, best.mean)
+        return results
+
+    def _prompt(self, line: str, source: str, target: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self.template:
+            if piece == "{text}":
+                ids += self.tokenizer.encode(line, add_special_tokens=False).ids
+                continue
+            index = self.tokenizer.token_to_id(piece.format(source=source, target=target))
+            if index is None:
+                raise CheckpointError(f"checkpoint {self.folder}: no tag for {source}-{target}")
+            ids.append(index)
+        return ids
 
 
-def checkpoint_translator(folder: Path, batch: int = 64, threads: int = 0) -> Translate:
-    """Greedy translation of lines by a checkpoint: (text, finish reason) in the order of the lines.
+def checkpoint_translator(
+    folder: Path, batch: int = 64, threads: int = 0, beam: int = 1, length_penalty: float = 1.0
+) -> Translator:
+    """A translator by a checkpoint, greedy or by beam search, `batch` lines at a time.
 
     Raises CheckpointError if the checkpoint is damaged or was not fine-tuned for translation.
     """
     from training.checkpoint import load_checkpoint
-    from training.errors import CheckpointError
     from training.tokenizer import load_tokenizer
 
     if threads:
@@ -114,36 +164,8 @@ def checkpoint_translator(folder: Path, batch: int = 64, threads: int = 0) -> Tr
     template = meta.get("templates", {}).get("translate")
     if not template:
         raise CheckpointError(f"checkpoint {folder}: meta.json has no translation template")
-
-    def prompt(line: str, source: str, target: str) -> list[int]:
-        ids: list[int] = []
-        for piece in template:
-            if piece == "{text}":
-                ids += tokenizer.encode(line, add_special_tokens=False).ids
-            else:
-                index = tokenizer.token_to_id(piece.format(source=source, target=target))
-                if index is None:
-                    raise CheckpointError(f"checkpoint {folder}: no tag for {source}-{target}")
-                ids.append(index)
-        return ids
-
-    def translate(lines: Sequence[str], source: str, target: str) -> list[tuple[str, str]]:
-        prompts = [prompt(line, source, target) for line in lines]
-        order = sorted(range(len(lines)), key=lambda i: len(prompts[i]))
-        results: list[tuple[str, str]] = [("", "")] * len(lines)
-        for start in range(0, len(order), batch):
-            block = order[start : start + batch]
-            outputs = greedy(
-                model, [prompts[i] for i in block], mask=meta.get("mask", "causal"),
-                limits=[min(3 * len(prompts[i]) + 32, model.config.context - len(prompts[i]))
-                        for i in block],
-                no_repeat_ngram=NO_REPEAT_NGRAM, ngram_repeats=NGRAM_REPEATS,
-            )  # fmt: skip
-            for i, (ids, reason) in zip(block, outputs, strict=True):
-                results[i] = (tokenizer.decode(ids), reason)
-        return results
-
-    return translate
+    mask = meta.get("mask", "causal")
+    return Translator(folder, model, tokenizer, template, mask, batch, beam, length_penalty)
 
 
 def checkpoint_text_loss(folder: Path) -> Callable[[Sequence[str]], tuple[float, int, int]]:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from training.batches import PairRows, Tags, TextRows
 from training.checkpoint import save_checkpoint
 from training.corpus import Source
-from training.decode import greedy_without_cache
+from training.decode import beam, greedy_without_cache
 from training.errors import CheckpointError, ConfigError
 from training.evaluate import (
     NGRAM_REPEATS,
@@ -141,6 +141,26 @@ def test_translations_come_in_the_order_of_the_lines(
         assert (text, reason) == (tokenizer.decode(ids), expected)
     assert len({text for text, _ in found}) > 2
     assert translate([], "de", "en") == []
+
+
+@pytest.mark.parametrize(("size", "alpha"), [(1, 1.0), (4, 0.6)])
+def test_translations_have_scores_and_may_be_searched_by_beam(
+    big: GPT, tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path, size: int, alpha: float
+) -> None:
+    folder = saved(tmp_path, big, tokenizer_file, META)
+    translate = checkpoint_translator(folder, 2, beam=size, length_penalty=alpha)
+    found = translate.scored(TEXTS[:3], "de", "en")
+    assert translate(TEXTS[:3], "de", "en") == [(text, reason) for text, reason, _ in found]
+    for line, (text, reason, score) in zip(TEXTS, found, strict=False):
+        prompt = [4, 5, *tokenizer.encode(line, add_special_tokens=False).ids, 2]
+        limit = min(3 * len(prompt) + 32, 128 - len(prompt))
+        (best,), = beam(big, [prompt], [limit], size, alpha, **RULE)
+        assert (text, reason) == (tokenizer.decode(list(best.ids)), best.reason)
+        whole = [*prompt, *best.ids, *([0] if reason == "stop" else [])]
+        expected = -nats(big, whole, len(prompt)) / (len(whole) - len(prompt))
+        assert score == pytest.approx(expected, abs=1e-4)
+    if size > 1:
+        assert found != checkpoint_translator(folder, 2).scored(TEXTS[:3], "de", "en")
 
 
 def test_a_tag_in_the_text_is_text(
