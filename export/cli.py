@@ -79,9 +79,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     evaluate = commands.add_parser(
         "evaluate",
         help="translate and score test sets with a bundle or a checkpoint",
-        description="Translate a folder of test sets, greedily or by beam, and score\n"
-        "every direction (sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets'\n"
-        "lines (the first 100 of each) in each language. A bundle needs no torch, a checkpoint does.",
+        description="Translate a folder of test sets, greedily or by beam, and score every\n"
+        "direction (sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets'\n"
+        "lines (the first 100 of each) in each language. A bundle needs no torch, a checkpoint\n"
+        "does.",
         epilog=_EVALUATE_EXAMPLE,
         formatter_class=raw,
     )
