@@ -21,6 +21,18 @@ TRANSLATE: dict[str, Example] = {
         summary="A text with lines",
         value={"text": "First line.\n\n  - Second line.\n", "source": "en", "target": "fr"},
     ),
+    "alternatives": Example(
+        summary="What may come next: several translations that begin alike",
+        value={
+            "text": "The weather is beautiful today.",
+            "source": "en",
+            "target": "de",
+            "beam": 4,
+            "length_penalty": 1.0,
+            "alternatives": 4,
+            "prefix": "Heute ist",
+        },
+    ),
 }
 GENERATE: dict[str, Example] = {
     "greedy": Example(
@@ -71,6 +83,7 @@ TRANSLATE_ANSWER: dict[str, Any] = {
                         "detected": {"language": "fr", "confidence": 0.9991},
                         "finish_reason": "stop",
                         "truncated": False,
+                        "alternatives": [],
                     }
                 ],
                 "usage": _USAGE,

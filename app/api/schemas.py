@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from app.tasks.generate import BIAS, BOUNDS, MAX_BIASES, MAX_STOP_LENGTH, MAX_STOPS
 from app.tasks.inputs import Bounds
+from app.tasks.translate import BOUNDS as TRANSLATE_BOUNDS
 
 TAGS = frozenset({"<string>", "<array>"})
 
@@ -67,6 +68,20 @@ class TranslateRequest(_Request):
     )
     source: Code = Field("auto", description="A language code, or `auto`: detected per text.")
     target: Code = Field(description="A language code.")
+    beam: Annotated[int, _within(TRANSLATE_BOUNDS["beam"])] = Field(
+        1, description="Hypotheses that are followed side by side; 1: greedy."
+    )
+    length_penalty: Annotated[Real, _within(TRANSLATE_BOUNDS["length_penalty"])] = Field(
+        1.0,
+        description="Of a beam: a log-probability is divided by ((5 + length) / 6) to this power.",
+    )
+    alternatives: Annotated[int, _within(TRANSLATE_BOUNDS["alternatives"])] = Field(
+        0, description="At most `beam`: how many of its best translations are told for each text."
+    )
+    prefix: str = Field(
+        "",
+        description="What the translation of the (one) text begins with, up to the end of a word.",
+    )
     timeout_s: TimeoutS = None
 
 
@@ -124,12 +139,20 @@ class DetectedAnswer(_Answer):
     confidence: float = Field(ge=0, le=1)
 
 
+class AlternativeAnswer(_Answer):
+    text: str
+    score: float = Field(description="The log-probability after the length penalty.")
+
+
 class TranslationAnswer(_Answer):
     text: str
     source: str
     detected: DetectedAnswer | None = Field(description="null if the source was given.")
     finish_reason: Literal["stop", "length"]
     truncated: bool = Field(description="true if an output reached its limit and was cut.")
+    alternatives: list[AlternativeAnswer] = Field(
+        description="Best first, the translation itself among them; none if not asked for."
+    )
 
 
 class UsageAnswer(_Answer):

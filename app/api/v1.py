@@ -17,6 +17,7 @@ from app.api.middleware import ClientGone, log
 from app.api.openapi import errors
 from app.api.problems import members
 from app.api.schemas import (
+    AlternativeAnswer,
     DetectedAnswer,
     GenerateAnswer,
     GenerateRequest,
@@ -48,7 +49,7 @@ from app.errors import (
 )
 from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
 from app.tasks.job import Usage
-from app.tasks.translate import Translation
+from app.tasks.translate import TranslateOptions, Translation
 
 T = TypeVar("T")
 POST_ERRORS = errors(
@@ -93,9 +94,11 @@ async def translate(
 ) -> TranslateAnswer:
     """Answers stand in the order of the texts; all sentences are batched together."""
     deadline = state.deadline(body.timeout_s)
-    result = await _unless_gone(
-        request, service.translator.run(body.text, body.source, body.target, deadline)
+    options = TranslateOptions(body.beam, body.length_penalty, body.alternatives, body.prefix)
+    work = service.translator.run(
+        body.text, body.source, body.target, deadline, options=options
     )
+    result = await _unless_gone(request, work)
     response.headers["Server-Timing"] = _server_timing(result.timing)
     return TranslateAnswer(
         translations=[_translation(t) for t in result.translations],
@@ -274,6 +277,9 @@ def _translation(result: Translation) -> TranslationAnswer:
         detected=detected,
         finish_reason=result.finish_reason,
         truncated=result.truncated,
+        alternatives=[
+            AlternativeAnswer(text=one.text, score=one.score) for one in result.alternatives
+        ],
     )
 
 

@@ -21,13 +21,12 @@ def validate(request: Request, decoder: Decoder) -> None:
         raise TooLong(f"{size} prompt tokens; the limit is {capacity - 1}", param="prompt")
     if size + forced + 1 > capacity:
         raise TooLong(
-            f"{forced} forced tokens behind {size} of the prompt; "
-            f"the limit is {capacity - 1} together",
+            f"prefix has {forced} tokens behind {size} of the prompt; the limit is {capacity - 1}",
             param="prefix",
         )
     for name, ids in (("prompt", request.prompt), ("prefix", request.forced)):
         if not _known(ids, decoder):
-            raise InvalidField("A token id is outside of the vocabulary", param=name)
+            raise InvalidField(f"A token id of {name} is outside of the vocabulary", param=name)
     if request.max_tokens < 1:
         raise InvalidField(f"max_tokens is {request.max_tokens}: below 1", param="max_tokens")
     if request.max_tokens <= forced:

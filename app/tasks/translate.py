@@ -3,20 +3,22 @@
 Each text is an item: its language is detected if asked for, it is cut into pieces that the model
 can take, all pieces of all items go to the engine in one submission, and the outputs are put back
 between the item's own white space and line breaks. Nothing is cut silently: a piece whose output
-reached the limit makes its item `truncated`.
+reached the limit makes its item `truncated`. By beam search an item can have several translations:
+the first is made of the best one of each piece, the next of the second best, and so on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from app.bundle import Manifest
-from app.engine.request import Finished, Request, Sampling, Timing, Token
+from app.engine.request import Beam, Finished, Request, Sampling, Timing, Token
 from app.errors import InvalidField, NotReady, TooLong, UnknownLanguage
-from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits, check_texts, names
+from app.tasks.inputs import INLINE_CHARACTERS, Bounds, TaskLimits, check_texts, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
 from app.tasks.languages import served
 from app.text.detect import Detection, Detector
@@ -27,6 +29,49 @@ AUTO = "auto"
 # Greedy; a translation that falls into a loop would otherwise run to its limit. Three times are
 # free and the source's own repetitions are followed: numbers and emoji repeat their tokens rightly.
 SAMPLING = Sampling(no_repeat_ngram=3, ngram_repeats=3)
+BOUNDS: Mapping[str, Bounds] = MappingProxyType(
+    {"beam": Bounds(1, 8), "length_penalty": Bounds(0, 5), "alternatives": Bounds(0, 8)}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateOptions:
+    """How to search; a value out of bounds is refused by name. With `beam` 1 it is greedy.
+
+    `alternatives` (at most `beam`) are told beside the translation, itself the first of them. The
+    translation begins with `prefix`, which ends where a word ends and belongs to one text.
+    """
+
+    beam: int = 1
+    length_penalty: float = 1.0
+    alternatives: int = 0
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for name, bounds in BOUNDS.items():
+            bounds.check(name, getattr(self, name))
+        if self.alternatives > self.beam:
+            raise InvalidField(
+                f"alternatives is {self.alternatives}: must be at most beam, which is {self.beam}",
+                param="alternatives",
+            )
+
+    @property
+    def search(self) -> Beam | None:
+        if self.beam == 1 and not self.alternatives:
+            return None
+        return Beam(self.beam, self.length_penalty, best=max(self.alternatives, 1))
+
+
+PLAIN = TranslateOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """`score`: the sum of log-probabilities after the length penalty, of all pieces together."""
+
+    text: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +81,7 @@ class Translation:
     detected: Detection | None
     finish_reason: Literal["stop", "length"]
     truncated: bool
+    alternatives: tuple[Alternative, ...]  # best first, none twice; empty if not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +102,8 @@ class _Item:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     target: str
+    options: TranslateOptions
+    prefix: tuple[int, ...]
     items: list[_Item]
     requests: list[Request]
 
@@ -89,9 +137,10 @@ class Translator:
         target: str,
         deadline: Deadline,
         progress: Callable[[int, int], None] | None = None,
+        options: TranslateOptions = PLAIN,
     ) -> TranslateResult:
         """Translate; `progress` is called with the pieces done and the pieces in all."""
-        plan = await self._prepare(texts, source, target)
+        plan = await self._prepare(texts, source, target, options)
         ids: list[list[int]] = [[] for _ in plan.requests]
         ends: dict[int, Finished] = {}
         with Job(self._engine, plan.requests, deadline) as job:
@@ -104,16 +153,21 @@ class Translator:
                     progress(len(ends), len(plan.requests))
         outputs = [self._tokenizer.decode(tokens).strip() for tokens in ids]
         return TranslateResult(
-            [self._assemble(item, plan.target, outputs, ends) for item in plan.items],
+            [self._assemble(item, plan, outputs, ends) for item in plan.items],
             Usage(plan.prompt_tokens, sum(map(len, ids))),
             slowest([end.timing for end in ends.values()]),
         )
 
     async def stream(
-        self, text: str, source: str, target: str, deadline: Deadline
+        self,
+        text: str,
+        source: str,
+        target: str,
+        deadline: Deadline,
+        options: TranslateOptions = PLAIN,
     ) -> AsyncIterator[str]:
-        """The translation of one text, in order, as it is generated."""
-        plan = await self._prepare(text, source, target)
+        """The translation of one text, in order, as it is generated; by beam, piece by piece."""
+        plan = await self._prepare(text, source, target, options)
         item = plan.items[0]
         kept = [None if i is None else "" for i in item.sequences]
         streams = [_PieceStream(self._tokenizer.detokenizer()) for _ in plan.requests]
@@ -131,15 +185,20 @@ class Translator:
                     yield current.take()
                 yield item.layout.gap_after(at, kept, item.source, plan.target)
 
-    async def _prepare(self, texts: str | Sequence[str], source: str, target: str) -> _Plan:
+    async def _prepare(
+        self, texts: str | Sequence[str], source: str, target: str, options: TranslateOptions
+    ) -> _Plan:
         source, target = self.pair(source, target)
         items = check_texts(texts, self._limits, "text")
         if not any(item.strip() for item in items):
             raise InvalidField("text is empty: there is nothing to translate", param="text")
         fields = names(texts, "text")
-        if sum(map(len, items)) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(self._plan, items, fields, source, target)
-        return self._plan(items, fields, source, target)
+        if options.prefix and not isinstance(texts, str):
+            raise InvalidField("prefix belongs to one text: text is an array", param="prefix")
+        check_texts(options.prefix, self._limits, "prefix")
+        if sum(map(len, items)) + len(options.prefix) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(self._plan, items, fields, source, target, options)
+        return self._plan(items, fields, source, target, options)
 
     def pair(self, source: str, target: str) -> tuple[str, str]:
         """The served codes that are meant; `auto` stays what it is."""
@@ -159,14 +218,25 @@ class Translator:
             )
         return origin, found
 
-    def _plan(self, items: Sequence[str], fields: Sequence[str], source: str, target: str) -> _Plan:
+    def _plan(
+        self,
+        items: Sequence[str],
+        fields: Sequence[str],
+        source: str,
+        target: str,
+        options: TranslateOptions,
+    ) -> _Plan:
         # A text that is in the target language already is answered unchanged.
         among = [c for c in self._languages if (c, target) in self._pairs or c == target]
-        plan = _Plan(target, [], [])
+        # Words bring the space before them: one behind the prefix would belong to the next word.
+        prefix = self._tokenizer.encode(options.prefix.strip(), param="prefix")
+        plan = _Plan(target, options, tuple(prefix), [], [])
         for item, field in zip(items, fields, strict=True):
             detected = self._detector.detect(item, among) if source == AUTO else None
             language = detected.language if detected else source
             plan.items.append(self._plan_item(item, field, language, detected, plan))
+        if prefix and not plan.requests:
+            raise InvalidField("prefix is given, and text needs no translation", param="prefix")
         return plan
 
     def _plan_item(
@@ -189,29 +259,52 @@ class Translator:
                 continue
             ids = self._tokenizer.encode(piece, param=field)
             prompt = self._tokenizer.translation_prompt(source, plan.target, ids)
-            room = min(3 * len(ids) + 32, self._limits.context - len(prompt))
+            forced = () if plan.requests else plan.prefix
+            room = min(3 * len(ids) + 32 + len(forced), self._limits.context - len(prompt))
             sequences.append(len(plan.requests))
-            request = Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING)
+            request = Request(
+                prompt,
+                room,
+                unheard,
+                self._tokenizer.end_ids,
+                SAMPLING,
+                forced=forced,
+                beam=plan.options.search,
+            )
             plan.requests.append(request)
-            if len(plan.requests) > self._limits.max_pieces:
+            most = max(self._limits.max_pieces // plan.options.beam, 1)
+            if len(plan.requests) > most:
                 raise TooLong(
-                    f"{field} has more than {self._limits.max_pieces} sentences and lines in all",
-                    param=field,
+                    f"{field} has more than {most} sentences and lines in all", param=field
                 )
         return _Item(cut, source, detected, tuple(sequences))
 
     def _assemble(
-        self, item: _Item, target: str, outputs: Sequence[str], ends: dict[int, Finished]
+        self, item: _Item, plan: _Plan, outputs: Sequence[str], ends: dict[int, Finished]
     ) -> Translation:
         parts = [None if i is None else outputs[i] for i in item.sequences]
         cut = any(i is not None and ends[i].reason == "length" for i in item.sequences)
         return Translation(
-            item.layout.join(parts, item.source, target),
+            item.layout.join(parts, item.source, plan.target),
             item.source,
             item.detected,
             "length" if cut else "stop",
             truncated=cut,
+            alternatives=self._alternatives(item, plan, ends) if plan.options.alternatives else (),
         )
+
+    def _alternatives(
+        self, item: _Item, plan: _Plan, ends: dict[int, Finished]
+    ) -> tuple[Alternative, ...]:
+        """The item made of the best, the second best ... of each piece, or its last one."""
+        found = [() if i is None else ends[i].hypotheses for i in item.sequences]
+        scores: dict[str, float] = {}
+        for rank in range(max(map(len, found), default=1) or 1):
+            chosen = [one[min(rank, len(one) - 1)] if one else None for one in found]
+            parts = [None if h is None else self._tokenizer.decode(h.ids).strip() for h in chosen]
+            text = item.layout.join(parts, item.source, plan.target)
+            scores.setdefault(text, sum(h.score for h in chosen if h is not None))
+        return tuple(Alternative(text, score) for text, score in scores.items())
 
 
 class _PieceStream:

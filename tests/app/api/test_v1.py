@@ -28,7 +28,10 @@ def test_translate_one(client: httpx.Client) -> None:
     assert response.status_code == 200
     assert list(body) == ["translations", "usage", "timing", "model"]
     (translation,) = body["translations"]
-    assert list(translation) == ["text", "source", "detected", "finish_reason", "truncated"]
+    assert list(translation) == [
+        "text", "source", "detected", "finish_reason", "truncated", "alternatives"
+    ]  # fmt: skip
+    assert translation["alternatives"] == []
     assert (translation["source"], translation["detected"]) == ("en", None)
     assert set(body["usage"]) == {"prompt_tokens", "completion_tokens"}
     assert set(body["timing"]) == {"queue_s", "prefill_s", "decode_s"}
@@ -61,6 +64,18 @@ def test_codes_in_any_case_and_with_a_region(
     assert body["translations"] == [answer] and answer["source"] == "en"
     detected = post(client, "/v1/translate", text="Good!", source="AUTO", target=target).json()
     assert detected["translations"][0]["detected"]
+
+
+def test_translate_by_beam(client: httpx.Client) -> None:
+    body = {"text": "Good morning!", "source": "en", "target": "de", "beam": 4, "alternatives": 4}
+    (plain,) = post(client, "/v1/translate", **body).json()["translations"]
+    found = plain["alternatives"]
+    assert found[0]["text"] == plain["text"] and len(found) == 4
+    assert [list(one) for one in found] == [["text", "score"]] * 4
+    body["prefix"] = "Guten"
+    (forced,) = post(client, "/v1/translate", **body).json()["translations"]
+    assert all(one["text"].startswith("Guten") for one in forced["alternatives"])
+    assert len({one["text"] for one in forced["alternatives"]}) == 4
 
 
 def test_generate(client: httpx.Client) -> None:

@@ -164,6 +164,22 @@ def test_end_ids_stop_and_are_not_told() -> None:
     assert stopped == (free[:first], "stop")
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(no_repeat_ngram=2, min_tokens=9, presence_penalty=1.0, logprobs=2)],
+)
+def test_what_is_forced_is_as_if_it_had_been_chosen(count: int, sampling: Sampling) -> None:
+    """Given what it would say itself, a request goes on in the same way."""
+    for i in range(1, 20):
+        free = Request((i, 8), 12, ignore, frozenset({0, 1}), sampling)
+        tokens, reason = run_all([free]).answers()[0]
+        start = tuple(token.id for token in tokens[: min(count, len(tokens) - 1)])
+        forced, end = run_all([replace(free, forced=start)]).answers()[0]
+        assert [(t.id, t.logprob) for t in forced[: len(start)]] == [(t, 0.0) for t in start]
+        assert (forced[len(start) :], end) == (tokens[len(start) :], reason)
+
+
 def test_prefill_runs_are_bounded_and_hold_similar_lengths() -> None:
     driver = Driver(FakeDecoder(slots=32), max_prefill_tokens=150)
     lengths: list[list[int]] = []

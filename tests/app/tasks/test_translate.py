@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from app.engine.request import Request
 from app.errors import InvalidField, TooLong, UnknownLanguage
 from app.service import Service
 from app.tasks.job import Deadline
-from app.tasks.translate import Translation, Translator
+from app.tasks.translate import TranslateOptions, Translation, Translator
 from app.text.tokenizer import TextTokenizer
 
 
@@ -92,6 +93,72 @@ def test_progress_counts_pieces(service: Service) -> None:
     seen: list[tuple[int, int]] = []
     translate(service, ["One. Two.", "Three."], progress=lambda *x: seen.append(x))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_alternatives_are_the_best_of_a_beam(service: Service) -> None:
+    options = TranslateOptions(beam=4, alternatives=3)
+    (result,) = translate(service, "Hello there.", options=options)
+    assert result.alternatives[0].text == result.text
+    scores = [one.score for one in result.alternatives]
+    assert len(scores) == 3 == len({one.text for one in result.alternatives})
+    assert scores == sorted(scores, reverse=True) and scores[0] < 0
+    assert translate(service, "Hello there.", options=TranslateOptions(beam=4)) == [
+        replace(result, alternatives=())
+    ]
+    (greedy,) = translate(service, "Hello there.")
+    (one,) = translate(service, "Hello there.", options=TranslateOptions(alternatives=1))
+    assert one.text == greedy.text == one.alternatives[0].text != result.text
+    longer = translate(service, "Hello there.", options=replace(options, length_penalty=0.0))
+    assert longer[0].alternatives[0].score < scores[0], "not divided by the length"
+
+
+def test_alternatives_of_a_text_are_put_together_from_its_pieces(service: Service) -> None:
+    options = TranslateOptions(beam=3, alternatives=3)
+    (both,) = translate(service, "Hello there.\n\n 7 \nWhere is it?", options=options)
+    one, two = translate(service, ["Hello there.", "Where is it?"], options=options)
+    for k, found in enumerate(both.alternatives):
+        first, second = one.alternatives[k], two.alternatives[k]
+        assert found.text == f"{first.text}\n\n 7 \n{second.text}"
+        assert found.score == first.score + second.score
+    (number,) = translate(service, ["7", "Hello there."], options=options)[:1]
+    assert [(a.text, a.score) for a in number.alternatives] == [("7", 0)]
+
+
+def test_the_translation_begins_with_the_prefix(service: Service) -> None:
+    text = "Hello there. Where is it?"
+    (free,) = translate(service, text)
+    for options in (
+        TranslateOptions(prefix=" Heute ist "),
+        TranslateOptions(prefix="Heute ist", beam=3, alternatives=3),
+    ):
+        (result,) = translate(service, text, options=options)
+        assert result.text.startswith("Heute ist") and result.text != "Heute ist"
+        assert all(one.text.startswith("Heute ist") for one in result.alternatives)
+    (second,) = translate(service, "Where is it?")
+    (forced,) = translate(service, text, options=TranslateOptions(prefix="Heute ist"))
+    assert free.text.endswith(second.text) and forced.text.endswith(second.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "kind", "param", "match"),
+    [
+        (["a"], {"prefix": "b"}, InvalidField, "prefix", "array"),
+        ("42", {"prefix": "b"}, InvalidField, "prefix", "no translation"),
+        ("a", {"prefix": "b " * 200}, TooLong, "prefix", "tokens behind"),
+        ("a", {"prefix": "\ud800"}, InvalidField, "prefix", "U\\+D800"),
+        ("a\n" * 257, {"beam": 8}, TooLong, "text", "256 sentences"),
+        ("a", {"beam": 9}, InvalidField, "beam", "at most 8"),
+        ("a", {"beam": 0}, InvalidField, "beam", "at least 1"),
+        ("a", {"length_penalty": -1}, InvalidField, "length_penalty", "at least 0"),
+        ("a", {"beam": 2, "alternatives": 3}, InvalidField, "alternatives", "at most beam"),
+    ],
+)
+def test_refused_options(
+    service: Service, text: Any, options: dict[str, Any], kind: type, param: str, match: str
+) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        translate(service, text, options=TranslateOptions(**options))
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
