@@ -94,7 +94,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--limit", type=_positive, help="sentences per set and direction (default: all)")
     add("--batch", type=_positive, default=32, help="sequences at a time (default: %(default)s)")
     add("--beam", type=_positive, default=1,
-        help="size of a checkpoint's beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
+        help="size of the beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
     add("--length-penalty", type=float, default=1.0,
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, help="folder for hypotheses and results.json")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from app.engine.engine import Engine
-from app.engine.request import Event, Failed, Finished, Request, Token
+from app.engine.request import Beam, Event, Failed, Finished, Request, Token
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
 from app.tasks.translate import SAMPLING
@@ -39,11 +39,23 @@ Translate = Callable[[Sequence[str], str, str], Sequence[tuple[str, str]]]
 
 
 class BundleTranslator:
-    """Greedy translation of lines by an engine of its own; a context manager."""
+    """Translation of lines by an engine of its own, greedy or by beam; a context manager.
 
-    def __init__(self, bundle: Bundle, *, batch: int = 32, threads: int | None = None) -> None:
+    `batch` rows are decoded at a time: of lines, or of the hypotheses of fewer lines.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        batch: int = 32,
+        threads: int | None = None,
+        beam: int = 1,
+        length_penalty: float = 1.0,
+    ) -> None:
         self._tokenizer = TextTokenizer.of(bundle)
-        decoder = OnnxDecoder(bundle, slots=batch, threads=threads)
+        self._beam = Beam(beam, length_penalty) if beam > 1 else None
+        decoder = OnnxDecoder(bundle, slots=max(batch, beam), threads=threads)
         self._capacity = decoder.capacity
         self._engine = Engine(decoder, Metrics(), max_queue=1)
 
@@ -82,7 +94,12 @@ class BundleTranslator:
         done = _Countdown(len(jobs))
         end_ids = self._tokenizer.end_ids
         self._engine.submit(
-            [Request(job.prompt, job.room, job.listener(done), end_ids, SAMPLING) for job in jobs]
+            [
+                Request(
+                    job.prompt, job.room, job.listener(done), end_ids, SAMPLING, beam=self._beam
+                )
+                for job in jobs
+            ]
         )
         done.wait()
         for job in jobs:
@@ -194,11 +211,10 @@ def open_translator(
     """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
-        if beam > 1:
-            raise ExportError(f"--beam {beam}: a bundle is evaluated greedily; give its checkpoint")
         bundle = Bundle.open(folder)
         pairs = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
-        return BundleTranslator(bundle, batch=batch), pairs
+        opened = BundleTranslator(bundle, batch=batch, beam=beam, length_penalty=length_penalty)
+        return opened, pairs
     if not (folder / "meta.json").is_file():
         raise ExportError(f"{str(folder)!r} is neither a bundle nor a checkpoint")
     from training.evaluate import checkpoint_translator  # torch

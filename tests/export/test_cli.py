@@ -97,19 +97,19 @@ def test_evaluate(
         main("evaluate", model, tmp_path / "sets", "--sets", "newstest")
 
 
-def test_checkpoints_are_evaluated_by_beam_bundles_are_not(
-    main: Main, fp32_bundle: Bundle, random_checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+def test_models_are_evaluated_by_beam(
+    main: Main, fp32_bundle: Bundle, random_checkpoint: Path, tmp_path: Path, kind: str
 ) -> None:
     write_testset(tmp_path / "sets")
+    model = random_checkpoint if kind == "checkpoint" else fp32_bundle.path
     texts = {}
     for beam in (1, 3):
         out = tmp_path / str(beam)
-        assert main("evaluate", random_checkpoint, tmp_path / "sets", "--pairs", "en-de",
+        assert main("evaluate", model, tmp_path / "sets", "--pairs", "en-de",
                     "--beam", beam, "--length-penalty", 0.6, "--out", out) == 0  # fmt: skip
         texts[beam] = (out / "mini_en-de.en-de.hyp").read_text(encoding="utf-8")
     assert texts[1] != texts[3]
-    with pytest.raises(ExportError, match="--beam 3: a bundle is evaluated greedily"):
-        main("evaluate", fp32_bundle.path, tmp_path / "sets", "--beam", 3)
 
 
 def test_evaluating_a_bundle_and_asking_for_help_load_no_torch(tmp_path: Path) -> None:

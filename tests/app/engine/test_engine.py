@@ -159,7 +159,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 def test_any_company_any_arrival_the_same_answer(
     model: str, request: pytest.FixtureRequest
 ) -> None:
-    """Greedy, sampled, searched, with options; some are cancelled on the way. 300 of each model."""
+    """Greedy, sampled, searched, with options; some are cancelled on the way. 200 of each model."""
     bundle: Bundle | None = None if model == "fake" else request.getfixturevalue(model)
 
     def decoder(slots: int) -> Decoder:
@@ -168,7 +168,7 @@ def test_any_company_any_arrival_the_same_answer(
         return OnnxDecoder(bundle, slots=slots, threads=2)
 
     vocabulary, rng = decoder(1).vocabulary, random.Random(7)
-    alone, together = mixed(300, vocabulary), mixed(300, vocabulary)
+    alone, together = mixed(200, vocabulary), mixed(200, vocabulary)
     with running(decoder(4)) as engine:
         for one in alone:
             engine.submit([one])
