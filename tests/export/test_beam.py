@@ -42,7 +42,7 @@ def test_engine_and_reference_find_the_same(
     model, _ = load_checkpoint(random_checkpoint)
     model.eval()
     limits = [12 + i for i in range(len(PROMPTS))]
-    end = decode.greedy(model, PROMPTS[:1], limits)[0][0][4] if likely else 0
+    end = decode.greedy(model, PROMPTS[:1], limits[:1])[0][0][4] if likely else 0
     expected = decode.beam(
         model, PROMPTS, limits, beam.size, beam.length_penalty, end, n_best=beam.best,
         early_stopping=beam.early_stopping, no_repeat_ngram=repeats[0], ngram_repeats=repeats[1],
