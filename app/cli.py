@@ -53,8 +53,10 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "translate",
         help="translate a text, a file or stdin",
         description="Translate one text, printed while it is generated, or the lines of a file or\n"
-        "of stdin as a batch: one line out for each line in.",
+        "of stdin as a batch: one line out for each line in, with its alternatives, best first,\n"
+        "between tabs. Those of one text are a line each, after their scores.",
         epilog="example:\n  gpt2-mt translate --target de 'Good morning!'\n"
+        "  gpt2-mt translate --target de --beam 4 --alternatives 4 'Good morning!'\n"
         "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt",
         formatter_class=_RAW,
     )
@@ -62,6 +64,13 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--file", metavar="PATH", help="translate the lines of this file")
     parser.add_argument("--source", default="auto", metavar="CODE", help="default: auto")
     parser.add_argument("--target", required=True, metavar="CODE")
+    parser.add_argument(
+        "--beam", type=int, default=1, metavar="N", help="size of the beam search (default: greedy)"
+    )
+    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="A", help="default: 1")
+    parser.add_argument(
+        "--alternatives", type=int, default=0, metavar="N", help="the N best; at most --beam"
+    )
     _add_engine(parser)
     parser.set_defaults(run=translate)
 

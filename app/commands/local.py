@@ -19,7 +19,7 @@ from app.service import Service, ServiceOptions
 from app.settings import Settings
 from app.tasks.generate import GenerateOptions, default_temperature
 from app.tasks.job import Deadline
-from app.tasks.translate import TranslateResult
+from app.tasks.translate import TranslateOptions, TranslateResult, Translation
 
 _LINES = 256  # of a batch are translated together
 _TOGETHER = 2  # such batches, so that the slots stay full while one ends
@@ -35,10 +35,11 @@ def run_translate(args: argparse.Namespace) -> int:
         text = " ".join(args.text) if args.text else _decoded(sys.stdin.buffer.read(), "stdin")
         lines = _lines(text)
         batch = not args.text and len(lines) > 1
+    options = TranslateOptions(args.beam, args.length_penalty, args.alternatives)
     with _service(args) as service:
         if batch:
-            return _run(_translate_lines(service, lines, args.source, args.target))
-        return _run(_translate_text(service, text, args.source, args.target))
+            return _run(_translate_lines(service, lines, args.source, args.target, options))
+        return _run(_translate_text(service, text, args.source, args.target, options))
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -60,9 +61,16 @@ def run_generate(args: argparse.Namespace) -> int:
         return _run(_generate(service, prompt, options))
 
 
-async def _translate_text(service: Service, text: str, source: str, target: str) -> None:
-    parts = service.translator.stream(text.rstrip("\r\n"), source, target, _deadline())
-    await _print(parts)
+async def _translate_text(
+    service: Service, text: str, source: str, target: str, options: TranslateOptions
+) -> None:
+    text, translator, deadline = text.rstrip("\r\n"), service.translator, _deadline()
+    if not options.alternatives:
+        await _print(translator.stream(text, source, target, deadline, options))
+        return
+    result = await translator.run(text, source, target, deadline, options=options)
+    for one in result.translations[0].alternatives:
+        sys.stdout.write(f"{one.score:.4f}\t{_line(one.text)}\n")
 
 
 async def _generate(service: Service, prompt: str, options: GenerateOptions) -> None:
@@ -78,7 +86,7 @@ async def _print(parts: AsyncIterator[str]) -> None:
 
 
 async def _translate_lines(
-    service: Service, lines: Sequence[str], source: str, target: str
+    service: Service, lines: Sequence[str], source: str, target: str, options: TranslateOptions
 ) -> None:
     """Line for line; batches overlap, their answers are printed in order."""
     service.translator.pair(source, target)  # also where every line is blank
@@ -88,7 +96,8 @@ async def _translate_lines(
     try:
         for first in range(0, len(lines), _LINES):
             batch = lines[first : first + _LINES]
-            running.append(asyncio.create_task(_batch(service, batch, source, target, progress)))
+            work = _batch(service, batch, source, target, options, progress)
+            running.append(asyncio.create_task(work))
             if len(running) == _TOGETHER:
                 cut += _write(await running.popleft())
         while running:
@@ -102,7 +111,12 @@ async def _translate_lines(
 
 
 async def _batch(
-    service: Service, lines: Sequence[str], source: str, target: str, progress: Progress
+    service: Service,
+    lines: Sequence[str],
+    source: str,
+    target: str,
+    options: TranslateOptions,
+    progress: Progress,
 ) -> list[tuple[str, bool]]:
     """Translations of some lines and whether each was cut."""
     if not any(line.strip() for line in lines):
@@ -117,16 +131,27 @@ async def _batch(
         told = now
 
     result: TranslateResult = await service.translator.run(
-        list(lines), source, target, _deadline(), tell
+        list(lines), source, target, _deadline(), tell, options
     )
     progress.add(len(lines) - told)
-    return [(t.text, t.truncated) for t in result.translations]
+    return [(_columns(t), t.truncated) for t in result.translations]
+
+
+def _columns(translation: Translation) -> str:
+    """On one line: the translation, or its alternatives between tabs."""
+    if not translation.alternatives:
+        return translation.text.replace("\n", " ")
+    return "\t".join(_line(one.text) for one in translation.alternatives)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ")
 
 
 def _write(lines: Sequence[tuple[str, bool]]) -> int:
     """Print lines; how many of them were cut."""
     for text, _ in lines:
-        sys.stdout.write(text.replace("\n", " ") + "\n")
+        sys.stdout.write(text + "\n")
     sys.stdout.flush()
     return sum(cut for _, cut in lines)
 

@@ -64,6 +64,19 @@ def test_lines_give_lines(
     assert piped[1].split("\n")[:9] == answers[:9]
 
 
+def test_alternatives(run: Run) -> None:
+    beam = ["translate", "--target", "de", "--source", "en", "--beam", "3"]
+    best = run(*beam, "Hello there.")[1]
+    code, out = run(*beam, "--alternatives", "3", "Hello there.")
+    scores, texts = zip(*(line.split("\t") for line in out.splitlines()), strict=True)
+    assert code == 0 and len(texts) == 3 and texts[0] == best.rstrip("\n")
+    assert list(map(float, scores)) == sorted(map(float, scores), reverse=True)
+    lines = b"Hello there.\n\n7\ttwo\n"
+    code, out = run(*beam, "--alternatives", "3", stdin=lines)
+    first, blank, number = out.splitlines()
+    assert (first.split("\t"), blank) == (list(texts), "") and number.startswith("7 ")
+
+
 def test_a_prompt_is_continued(run: Run) -> None:
     code, out = run("generate", "--max-tokens", "8", "The")
     assert code == 0 and out.strip("\n")
@@ -102,6 +115,8 @@ def test_info_shows_scores() -> None:
         (["translate", "--target", "de", "--file", "x", "text"], InvalidField, "not both"),
         (["translate", "--target", "de"], InvalidField, "empty"),
         (["translate", "--target", "de", ""], InvalidField, "text is empty"),
+        (["translate", "--target", "de", "--beam", "9", "a"], InvalidField, "beam is 9"),
+        (["translate", "--target", "de", "--alternatives", "2", "a"], InvalidField, "at most beam"),
         (["translate", "--target", "xx", "--file", BLANK], UnknownLanguage, "'xx'"),
         (["translate", "--target", "de", "--source", "x", "--file", BLANK], UnknownLanguage, "'x'"),
         (["generate", "--temperature", "-1", "a"], InvalidField, "temperature is -1.0: must be"),
