@@ -8,7 +8,7 @@ with the plain form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,11 @@ class Distiller:
                     f"distil.relation_heads = {heads}: must divide the width {width} of {name} "
                     f"and the student's {student.width}"
                 )
+
+    def follow(self, figures: Mapping[str, float]) -> None:
+        """Switch ways on and off as the figures of a validation say (training.judge)."""
+        for way, on in self.on.items():
+            self.on[way] = bool(figures.get(f"distil/{way}", on))
 
     def label_weight(self, name: str) -> float:
         """The share of the labels in a term of tokens, the rest being the words'."""

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from training.batches import PairRows, way_of
+from training.batches import PairRows, Tags, way_of
+from training.config import RunConfig
 from training.decode import greedy
 from training.distil import Distiller
 from training.errors import ConfigError
 from training.model import GPT, MaskMode
 from training.scores import TestSet, score
+from training.shards import Shard
 from training.words import digest
 
 LIMIT = 200  # sentences a direction
@@ -27,7 +29,7 @@ ROWS = 64  # that are decoded together
 
 
 class Judge:
-    """Called with the student it switches directions of `distiller`; returns figures to log."""
+    """Called with the student it returns figures to log, `distil/en-de` among them: 1 or 0."""
 
     def __init__(
         self, distiller: Distiller, held: PairRows, tokenizer: Tokenizer, file: Path
@@ -52,7 +54,6 @@ class Judge:
         for way in self.rows:
             bleu = self.bleu(student, self.distiller.mask, way)
             on = bleu < self.teachers[way] + self.distiller.config.margin
-            self.distiller.on[way] = on
             figures |= {f"valid/{way}/bleu": bleu, f"valid/{way}/teacher_bleu": self.teachers[way],
                         f"distil/{way}": int(on)}  # fmt: skip
         return figures
@@ -100,3 +101,16 @@ def _translations(
         for i, output in zip(block, outputs, strict=True):
             found[i] = output
     return found
+
+
+def judge_of(
+    config: RunConfig, distiller: Distiller | None, valid: Sequence[Shard], tags: Tags,
+    tokenizer: Tokenizer, file: Path,
+) -> Judge | None:  # fmt: skip
+    """The judge of a run over the pairs that it holds out; None unless the recipe is selective."""
+    if distiller is None or not config.distil.selective:
+        return None
+    shards = [shard for shard in valid if len(shard.header.languages) == 2]
+    data = config.data
+    held = PairRows(shards, [1.0] * len(shards), tags, data.max_tokens, data.directions)
+    return Judge(distiller, held, tokenizer, file)

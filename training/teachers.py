@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from hashlib import file_digest
 from pathlib import Path
@@ -126,3 +126,24 @@ def _vocabulary(tokenizer_file: Path) -> tuple[dict[int, str], list[Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"tokenizer {tokenizer_file}: {error!r}") from None
 
+
+def thinned(model: GPT, layers: int) -> tuple[GPT, list[int]]:
+    """A student of evenly spaced layers of a model, first and last among them, and which they are.
+
+    As DistilBERT (Sanh et al. 2019) starts from its teacher; all other weights are the model's.
+    """
+    have = model.config.layers
+    if layers > have:
+        raise ConfigError(
+            f"init_layers = 'even': the checkpoint has {have} layers, the recipe's model {layers}"
+        )
+    taken = [int(i * (have - 1) / max(1, layers - 1) + 0.5) for i in range(layers)]
+    student = GPT(replace(model.config, layers=layers))
+    state = model.state_dict()
+    for name, tensor in student.state_dict().items():
+        head, mark, tail = name.partition(".h.")
+        if mark:
+            place, _, rest = tail.partition(".")
+            name = f"{head}.h.{taken[int(place)]}.{rest}"
+        tensor.copy_(state[name])
+    return student, taken

@@ -151,7 +151,8 @@ def test_a_writer_that_was_stopped_goes_on(
 ) -> None:
     monkeypatch.setattr(words, "BLOCK", 10)
     whole = write_words(tmp_path / "whole.bin", SIZES, rows_of, predictor([]), K)
-    assert len(whole[5]) == 0 and whole[7]["ids"].tolist() == [[7, 8, 9, 10, 11], [8, 9, 10, 11, 12]]
+    assert len(whole[5]) == 0
+    assert whole[7]["ids"].tolist() == [[7, 8, 9, 10, 11], [8, 9, 10, 11, 12]]
     path = tmp_path / "stopped.bin"
     with pytest.raises(KeyboardInterrupt):
         write_words(path, SIZES, rows_of, predictor([], 3), K)
