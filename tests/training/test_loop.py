@@ -34,7 +34,7 @@ class Batches:
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
 
-    def __call__(self, cursor: Cursor) -> Iterator[Batch]:
+    def __call__(self, cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         while True:
             cursor.index += 1
             yield self.batches[(cursor.index - 1) % len(self.batches)]
