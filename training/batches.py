@@ -8,10 +8,10 @@ alone: a cursor (epoch, index) is all that a resumed run needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from torch import Tensor
 from training.errors import CorpusError
 from training.shards import Shard, Side
 
+if TYPE_CHECKING:
+    from training.mixture import Mixture
+
 IGNORED = -100  # a target position without loss
-Form = Literal["pairs", "task", "text"]
+Form = Literal["pairs", "task", "text", "masked", "infilling", "replaced"]
+Teaching = Callable[..., dict[str, Tensor]]  # what teachers say of the rows of a batch
 POOL = 64  # batches that are sorted by length together
 
 
@@ -31,7 +35,7 @@ class Batch:
     """`ids` and `targets` (batch, time); `lengths` and `prefix` (batch,), both in tokens.
 
     `form` says what the rows are for and so which losses they have; `extra` holds what only some
-    forms need, by name.
+    forms need, by name. `rest` are rows of other forms that belong to the same batch.
     """
 
     ids: Tensor
@@ -41,6 +45,22 @@ class Batch:
     tag: str = ""  # "en-de", or the language of text
     form: Form = "pairs"
     extra: dict[str, Tensor] = field(default_factory=dict)
+    rest: tuple[Batch, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """Itself and the rest."""
+        return (self, *self.rest)
+
+    @property
+    def read(self) -> int:
+        """Tokens of all parts, without padding."""
+        return sum(int(part.lengths.sum()) for part in self.parts)
+
+    @property
+    def padded(self) -> int:
+        """Tokens of all parts, with padding."""
+        return sum(part.ids.numel() for part in self.parts)
 
     def to(self, device: torch.device) -> Batch:
         ids, targets, lengths, prefix = (
@@ -49,8 +69,9 @@ class Batch:
         )
         extra = {k: tensor.to(device, non_blocking=True) for k, tensor in self.extra.items()}
         return replace(
-            self, ids=ids, targets=targets, lengths=lengths, prefix=prefix, extra=extra
-        )
+            self, ids=ids, targets=targets, lengths=lengths, prefix=prefix, extra=extra,
+            rest=tuple(part.to(device) for part in self.rest),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,16 +82,24 @@ class Tags:
     separator: int
     source: dict[str, int]
     target: dict[str, int]
+    tasks: dict[str, int] = field(default_factory=dict)
+    mask: int = 1
 
 
 class PairRows:
-    """The directions of all pair shards as examples; `directions` are globs over "en-de"."""
+    """The directions of all pair shards as examples; `directions` are globs over "en-de".
+
+    Examples of other text-to-text tasks have one direction: `<task> text <sep> answer <end>`.
+    `noise` is the share of source tokens that batches made with a generator hide behind `<|mask|>`.
+    """
 
     def __init__(self, shards: Sequence[Shard], weights: Sequence[float], tags: Tags,
-                 max_tokens: int, directions: Sequence[str] = ()) -> None:  # fmt: skip
-        self.shards, self.weights, self.tags = shards, weights, tags
+                 max_tokens: int, directions: Sequence[str] = (),
+                 noise: float = 0.0) -> None:  # fmt: skip
+        self.shards, self.weights, self.tags, self.noise = shards, weights, tags, noise
         self.max_tokens, self.globs = max_tokens, directions or ("*",)
         self.sizes = [s.lengths[0::2] + s.lengths[1::2] + 4 for s in shards]
+        self.teaching: Teaching | None = None
 
     def choose(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """An epoch's examples (n, 3): shard, pair, direction; every pass over a shard is whole."""
@@ -86,9 +115,10 @@ class PairRows:
 
     def directions_of(self, shard: Shard) -> list[int]:
         """Which way a shard's pairs are read: 0 first to second language, 1 back."""
-        first, second = shard.header.languages
-        names = (f"{first}-{second}", f"{second}-{first}")
-        return [i for i in (0, 1) if any(fnmatchcase(names[i], glob) for glob in self.globs)]
+        if shard.header.task:
+            return [0]
+        ways = (0,) if shard.header.one_way else (0, 1)
+        return [i for i in ways if any(fnmatchcase(way_of(shard, i), g) for g in self.globs)]
 
     def length_of(self, examples: NDArray[np.int64]) -> NDArray[np.int64]:
         lengths = np.zeros(len(examples), np.int64)
@@ -101,15 +131,20 @@ class PairRows:
         """Ids of one example and how many of them are the prompt."""
         shard = self.shards[example[0]]
         pair, direction = int(example[1]), int(example[2])
-        first, second = shard.header.languages
-        source, target = (first, second) if direction == 0 else (second, first)
-        prompt = [self.tags.source[source], self.tags.target[target],
-                  *shard[2 * pair + direction].tolist(), self.tags.separator]  # fmt: skip
+        if shard.header.task:
+            head = [self.tags.tasks[shard.header.task]]
+        else:
+            source, target = way_of(shard, direction).split("-")
+            head = [self.tags.source[source], self.tags.target[target]]
+        prompt = [*head, *shard[2 * pair + direction].tolist(), self.tags.separator]
         answer = [*shard[2 * pair + 1 - direction].tolist(), self.tags.end]
         return prompt + answer, len(prompt)
 
     def batches(self, examples: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
-        """Group examples so that rows x longest row stays within `tokens`."""
+        """Group examples so that rows x longest row stays within `tokens`; tasks apart."""
+        tasks = np.array([bool(s.header.task) for s in self.shards], bool)[examples[:, 0]]
+        if tasks.any() and not tasks.all():
+            return self.batches(examples[~tasks], tokens) + self.batches(examples[tasks], tokens)
         lengths = self.length_of(examples)
         groups = []
         pool = max(1, POOL * tokens // max(1, int(lengths.mean()))) if len(lengths) else 1
@@ -123,7 +158,9 @@ class PairRows:
                     begin = end
         return groups
 
-    def collate(self, examples: NDArray[np.int64], tag: str = "") -> Batch:
+    def collate(
+        self, examples: NDArray[np.int64], tag: str = "", rng: np.random.Generator | None = None
+    ) -> Batch:
         rows = [self.row(example) for example in examples]
         width = max(len(ids) for ids, _ in rows) - 1
         ids = np.zeros((len(rows), width), np.int64)
@@ -133,10 +170,31 @@ class PairRows:
             targets[i, prompt - 1 : len(row) - 1] = row[prompt:]
         lengths = np.array([len(row) - 1 for row, _ in rows], np.int64)
         prefix = np.array([prompt for _, prompt in rows], np.int64)
+        extra = self.teaching(examples, targets != IGNORED) if self.teaching else {}
+        if self.noise and rng is not None:
+            extra = {**extra, "original": torch.from_numpy(ids)}
+            ids = self._noisy(ids, prefix, rng)
         return Batch(
             torch.from_numpy(ids), torch.from_numpy(targets),
             torch.from_numpy(lengths), torch.from_numpy(prefix), tag,
+            "task" if self.shards[examples[0, 0]].header.task else "pairs", extra,
         )  # fmt: skip
+
+    def _noisy(
+        self, ids: NDArray[np.int64], prefix: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Each token between a row's tags and its separator is hidden with the same chance."""
+        tags = self.tags
+        marks = np.array([*tags.source.values(), *tags.target.values(), *tags.tasks.values()])
+        inside = np.arange(ids.shape[1]) < prefix[:, None] - 1
+        hidden = inside & ~np.isin(ids, marks) & (rng.random(ids.shape) < self.noise)
+        return np.where(hidden, tags.mask, ids)
+
+
+def way_of(shard: Shard, direction: int) -> str:
+    """What a shard's pairs are read for in a direction: "en-de", or the name of the task."""
+    languages = shard.header.languages
+    return shard.header.task or "-".join(reversed(languages) if direction else languages)
 
 
 class TextRows:
@@ -145,6 +203,7 @@ class TextRows:
     def __init__(self, shards: Sequence[Shard | Side], weights: Sequence[float], end: int,
                  width: int) -> None:  # fmt: skip
         self.shards, self.weights, self.end, self.width = shards, weights, end, width
+        self.teaching: Teaching | None = None
 
     def choose(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """An epoch's documents (n, 2): shard, sequence; and where each starts in the stream."""
@@ -167,15 +226,17 @@ class TextRows:
     ) -> Batch:  # fmt: skip
         ids = np.empty((len(rows), self.width + 1), np.int64)
         for i, row in enumerate(rows):
-            ids[i] = self._cut(documents, starts, int(row) * self.width)
+            ids[i] = self.cut(documents, starts, int(row) * self.width)
         tensor = torch.from_numpy(ids)
         lengths = torch.full((len(rows),), self.width)
+        extra = self.teaching(documents, starts, rows * self.width) if self.teaching else {}
         return Batch(tensor[:, :-1], tensor[:, 1:].contiguous(), lengths, lengths * 0, tag,
-                     "text")  # fmt: skip
+                     "text", extra)  # fmt: skip
 
-    def _cut(
+    def cut(
         self, documents: NDArray[np.int64], starts: NDArray[np.int64], begin: int
     ) -> list[int]:
+        """`width` + 1 tokens of the stream from a place on."""
         index = int(np.searchsorted(starts, begin, side="right")) - 1
         ids: list[int] = []
         skip = begin - int(starts[index])
@@ -204,22 +265,20 @@ class Cursor:
 
 
 class Stream:
-    """All batches of a run, in order, from a cursor on.
-
-    With `world` ranks each makes only every `world`-th batch, from its own number on, and has None
-    for the others: the order is that of one process.
-    """
+    """All batches of a run, in order, from a cursor on."""
 
     def __init__(
         self, pairs: PairRows | None, text: TextRows | None, batch_tokens: int, seed: int,
-        text_share: float = 0.0, rank: int = 0, world: int = 1,
+        text_share: float = 0.0, mixture: Mixture | None = None,
     ) -> None:  # fmt: skip
-        self.pairs, self.text, self.seed = pairs, text, seed
+        self.pairs, self.text, self.seed, self.mixture = pairs, text, seed, mixture
         self.batch_tokens, self.text_share = batch_tokens, text_share
-        self.rank, self.world = rank, world
 
-    def __call__(self, cursor: Cursor) -> Iterator[Batch | None]:
-        """Yields for ever; moves `cursor` to the batch after the one it yields."""
+    def __call__(self, cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[Batch | None]:
+        """Yields for ever; moves `cursor` to the batch after the one it yields.
+
+        Each of `world` ranks makes every `world`-th batch, and has None for the others.
+        """
         turn = -1
         while True:
             rng = np.random.default_rng([self.seed, cursor.epoch])
@@ -234,14 +293,18 @@ class Stream:
                 entry = plan[cursor.index]
                 cursor.index += 1
                 turn += 1
-                if turn % self.world != self.rank:
+                draws = np.random.default_rng([self.seed, cursor.epoch, cursor.index])
+                if turn % world != rank:
                     yield None
                 elif isinstance(entry, tuple):
                     assert self.text is not None and documents is not None and starts is not None
-                    yield self.text.collate(documents, starts, entry[0])
+                    if self.mixture is None:
+                        yield self.text.collate(documents, starts, entry[0])
+                    else:
+                        yield self.mixture.batch(self.text, documents, starts, entry[0], draws)
                 else:
                     assert self.pairs is not None
-                    yield self.pairs.collate(entry)
+                    yield self.pairs.collate(entry, rng=draws)
             cursor.epoch, cursor.index = cursor.epoch + 1, 0
 
     def _plan(

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from training.batches import IGNORED, Batch, PairRows, TextRows
+from training.batches import IGNORED, Batch, PairRows, TextRows, way_of
 from training.decode import beam
 from training.errors import CheckpointError
-from training.losses import cross_entropy_sum
+from training.learner import Learner
+from training.losses import Term, cross_entropy_sum
+from training.mixture import Documents, Mixture
 from training.model import GPT, MaskMode
 
 # As the server translates; a test of export holds the two equal.
@@ -76,8 +78,7 @@ def valid_batches(
         examples = pairs.choose(np.random.default_rng(0))
         by_tag: dict[str, list[np.ndarray]] = {}
         for example in examples:
-            first, second = pairs.shards[example[0]].header.languages
-            tag = f"{first}-{second}" if example[2] == 0 else f"{second}-{first}"
+            tag = way_of(pairs.shards[example[0]], int(example[2]))
             by_tag.setdefault(tag, []).append(example)
         for tag, rows in sorted(by_tag.items()):
             for group in pairs.batches(np.stack(rows[:limit]), batch_tokens):
@@ -89,6 +90,45 @@ def valid_batches(
         for i in range(0, len(order), size):
             batches.append(rows_of.collate(documents, starts, order[i : i + size], language))
     return batches
+
+
+def auxiliary_batches(
+    mixture: Mixture, text: dict[str, TextRows], batch_tokens: int, limit: int
+) -> list[Batch]:
+    """A fixed choice of held-out rows for each auxiliary objective, tagged by language."""
+    batches: list[Batch] = []
+    for language, rows_of in sorted(text.items()):
+        rng = np.random.default_rng(0)
+        documents = Documents(rows_of, *rows_of.choose(rng))
+        order = np.arange(min(documents.rows, limit))
+        size = max(1, batch_tokens // rows_of.width)
+        for form in mixture.auxiliary:
+            for i in range(0, len(order), size):
+                batches.append(mixture.make(form, documents, order[i : i + size], rng, language))
+    return batches
+
+
+@torch.inference_mode()
+def auxiliary_figures(
+    learner: Learner, batches: Iterable[Batch]
+) -> dict[str, dict[str, float]]:
+    """By the batches' tags: the mean loss of each objective, such as `masking_loss`, and where
+    answers are right or wrong, `replaced_accuracy`, beside the share of originals `replaced_base`.
+    """
+    sums: dict[str, dict[str, Term]] = {}
+    torch.manual_seed(0)  # for the generator's draws
+    for batch in batches:
+        entry = sums.setdefault(batch.tag, {})
+        for name, term in learner(batch.to(learner.model.device)).items():
+            entry[name] = entry[name].plus(term) if name in entry else term
+    figures: dict[str, dict[str, float]] = {}
+    for tag, terms in sums.items():
+        figures[tag] = {}
+        for name, term in terms.items():
+            figures[tag][f"{name}_loss"] = float(term.total) / max(1, term.count)
+            for kind, tally in term.tallies.items():
+                figures[tag][f"{name}_{kind}"] = float(tally) / max(1, term.count)
+    return figures
 
 
 def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:

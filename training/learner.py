@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +16,13 @@ from torch import Tensor, nn
 from training.batches import IGNORED, Batch
 from training.config import RunConfig
 from training.distil import Distiller, words_loss
-from training.losses import cross_entropy_sum
-from training.model import GPT
+from training.heads import build_heads
+from training.losses import Term, cross_entropy_sum
+from training.model import GPT, MaskMode
+from training.objectives import filled_in, hidden_tokens, next_sentence_term, replaced_term
 
+AUXILIARY = {"masked": "masking", "infilling": "infilling", "replaced": "replaced"}  # by form
 POOLED = ("translation", "text", "task")  # their positions weigh alike; the data set their shares
-
-
-class Term(NamedTuple):  # a tuple, so that DDP and FSDP find the tensors in it
-    """One loss of one micro-batch: its sum over `count` positions, in nats."""
-
-    total: Tensor
-    count: int  # type: ignore[assignment]
 
 
 class Learner(nn.Module):
@@ -39,9 +34,15 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.config, self.dtype = model, config, dtype
         self.distiller = distiller
-        self.heads: nn.Module = nn.ModuleDict()
+        objectives = config.objectives
+        self.heads = (
+            build_heads(model.config, objectives).to(model.device)
+            if config.stage == "pretrain" else nn.ModuleDict()
+        )  # fmt: skip
         self.weights = {
-            "causal": config.objectives.causal,
+            "causal": objectives.causal, "masking": objectives.masking,
+            "infilling": objectives.infilling, "replaced": objectives.replaced,
+            "generator": 1.0, "next_sentence": objectives.next_sentence,
             "translation": 1.0, "source": config.source_loss, "text": 1.0, "task": 1.0,
         }  # fmt: skip
         if distiller is not None:
@@ -55,8 +56,20 @@ class Learner(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Positions of each term of a batch, without a forward pass."""
+        found: Counter[str] = Counter()
+        for part in batch.parts:
+            found.update(self._counts(part))
+        return dict(found)
+
+    def _counts(self, batch: Batch) -> dict[str, int]:
         name = self._name(batch)
         found = {name: _count(batch.targets)}
+        if batch.form in AUXILIARY:
+            if batch.form == "replaced" and "generator" in self.heads:
+                found["generator"] = int(hidden_tokens(batch).sum())
+            if "follows" in batch.extra:
+                found["next_sentence"] = len(batch.ids)
+            return found
         if name == "translation" and self.config.source_loss:
             found["source"] = _count(source_targets(batch))
         if self.distiller is not None:
@@ -64,6 +77,14 @@ class Learner(nn.Module):
         return found
 
     def forward(self, batch: Batch) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        for part in batch.parts:
+            found = self._corrupted(part) if part.form in AUXILIARY else self._next_tokens(part)
+            for name, term in found.items():
+                terms[name] = terms[name].plus(term) if name in terms else term
+        return terms
+
+    def _next_tokens(self, batch: Batch) -> dict[str, Term]:
         name = self._name(batch)
         hidden, cache = self.model(
             batch.ids, mask=self.config.mask, lengths=batch.lengths, prefix=batch.prefix
@@ -75,8 +96,27 @@ class Learner(nn.Module):
         if name == "translation" and self.config.source_loss:
             terms["source"] = self._tokens(hidden, source_targets(batch))
         if self.distiller is not None:
-            sums, counts = self.distiller.distances(batch, hidden, cache), self.counts(batch)
+            counts = self.distiller.counts(batch)
+            sums = self.distiller.distances(batch, hidden, cache)
             terms |= {key: Term(total, counts[key]) for key, total in sums.items()}
+        return terms
+
+    def _corrupted(self, batch: Batch) -> dict[str, Term]:
+        """The auxiliary objectives, all but infilling under the full mask."""
+        terms: dict[str, Term] = {}
+        ids, name = batch.ids, self._name(batch)
+        if name == "replaced" and "generator" in self.heads:
+            weight: Tensor = self.model.transformer["wte"].weight  # type: ignore[assignment]
+            ids, terms["generator"] = filled_in(batch, self.heads["generator"], weight, self.dtype)
+        mask: MaskMode = "causal" if name == "infilling" else "full"
+        hidden, _ = self.model(ids, mask=mask, lengths=batch.lengths)  # (batch, time, width)
+        if name == "replaced":
+            terms[name] = replaced_term(ids, batch.targets, hidden, self.heads["replaced"])
+        else:
+            terms[name] = self._tokens(hidden, batch.targets)
+        if "follows" in batch.extra:
+            follows, head = batch.extra["follows"], self.heads["next_sentence"]
+            terms["next_sentence"] = next_sentence_term(follows, hidden, head)
         return terms
 
     def denominators(self, counts: Mapping[str, int]) -> dict[str, int]:
@@ -88,7 +128,7 @@ class Learner(nn.Module):
     def _name(self, batch: Batch) -> str:
         if batch.form == "text":
             return "causal" if self.config.stage == "pretrain" else "text"
-        return {"pairs": "translation", "task": "task"}[batch.form]
+        return {"pairs": "translation", "task": "task", **AUXILIARY}[batch.form]
 
     def _tokens(self, hidden: Tensor, targets: Tensor) -> Term:
         """Cross-entropy at the positions that have a target; both (batch, time, ...)."""

@@ -108,7 +108,7 @@ class Run:
         """
         self._resume()
         config = self.config
-        batches = self.stream(self.cursor)
+        batches = self.stream(self.cursor, self.ranks.rank, self.ranks.world)
         started = saved = time.monotonic()
         before = self.elapsed
         with Log(self.folder, self.step, self._progress(), config.log_steps, self.ranks.first,
@@ -180,8 +180,8 @@ class Run:
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        sizes = ranks.sum({"read": sum(int(b.lengths.sum()) for b in micro.values()),
-                           "cells": sum(b.ids.numel() for b in micro.values())})  # fmt: skip
+        sizes = ranks.sum({"read": sum(b.read for b in micro.values()),
+                           "padded": sum(b.padded for b in micro.values())})  # fmt: skip
         read = int(sizes["read"])
         self.tokens += read
         return {
@@ -189,7 +189,7 @@ class Run:
             **{f"loss/{k}": total / max(1, counts[k]) for k, total in sums.items()},
             "rate": factor, "gradient_norm": float(norm),
             "target_tokens": counts.total(), "read": read,
-            "padding": round(1 - read / sizes["cells"], 4),
+            "padding": round(1 - read / sizes["padded"], 4),
             "elapsed_s": round(self.elapsed, 2), "epoch": self.cursor.epoch,
         }  # fmt: skip
 
@@ -221,7 +221,10 @@ class Run:
         eager = torch.compiler.set_stance("force_eager")  # or each new shape would be compiled
         with (self.average.in_place(), whole_root(self.driven), torch.inference_mode(),
               self.autocast, eager):  # fmt: skip
-            return self.ranks.agree(self.validate(self.learner))
+            figures = self.ranks.agree(self.validate(self.learner))
+        if self.learner.distiller is not None:
+            self.learner.distiller.follow(figures)
+        return figures
 
     def _save_if_possible(self) -> None:
         try:

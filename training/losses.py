@@ -7,13 +7,29 @@ its gradients on the way forward; a test compares it with the plain form.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 512  # positions whose logits exist at one time: 32 MB at 16k entries
+
+
+class Term(NamedTuple):  # a tuple, so that DDP and FSDP find the tensors in it
+    """One loss of one micro-batch: its sum over `count` positions, in nats.
+
+    `tallies` counts positions of some kind, for figures of held-out text.
+    """
+
+    total: Tensor
+    count: int  # type: ignore[assignment]
+    tallies: Mapping[str, Tensor] = {}
+
+    def plus(self, other: Term) -> Term:
+        tallies = {k: self.tallies[k] + other.tallies[k] for k in self.tallies}
+        return Term(self.total + other.total, self.count + other.count, tallies)
 
 
 def _block_loss(scores: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -49,7 +65,8 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, y, torch.full_like(norm, smoothing - 1.0))
             narrow_grad = grad.to(dtype)
             hidden_grad[start : start + BLOCK] = (narrow_grad @ narrow).to(hidden.dtype)
-            weight_grad += (narrow_grad.t() @ h).float()
+            if ctx.needs_input_grad[1]:
+                weight_grad += (narrow_grad.t() @ h).float()
         ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return total
 

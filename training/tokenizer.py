@@ -8,6 +8,7 @@ a target tag for each language, and the rest reserved for later languages and ta
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
 SPECIAL = 64
 TRANSLATE = ["<|src:{source}|>", "<|tgt:{target}|>", "{text}", SEPARATOR]
 GENERATE = [END, "{text}"]
+_RESERVED = "<|reserved:"
 
 
 def special_tokens(languages: Sequence[str]) -> list[str]:
     """The first 64 entries of the vocabulary; at least 32 of them stay reserved."""
-    tags = [f"<|{side}:{code}|>" for side in ("src", "tgt") for code in languages]
-    used = [END, MASK, SEPARATOR, *tags]
+    used = [END, MASK, SEPARATOR, *tokens_of(languages)]
     if len(used) > SPECIAL - 32:
         raise ConfigError(f"{len(languages)} languages: at most {(SPECIAL - 35) // 2} have room")
     return used + [f"<|reserved:{i}|>" for i in range(SPECIAL - len(used))]
@@ -81,6 +82,57 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"tokenizer {path}: {error}") from None
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def task_token(task: str) -> str:
+    return f"<|task:{task}|>"
+
+
+def tokens_of(languages: Iterable[str], tasks: Iterable[str] = ()) -> list[str]:
+    """Names of the special tokens that languages and tasks need."""
+    tags = [f"<|{side}:{code}|>" for side in ("src", "tgt") for code in languages]
+    return tags + [task_token(task) for task in tasks]
+
+
+def with_tokens(file: Path, names: Iterable[str], like: Path | None = None) -> Tokenizer:
+    """The tokenizer of a file with the special tokens `names`, so that a new language or task goes
+    on with the vocabulary of old ones: those it lacks take the place of reserved entries.
+
+    The names that a tokenizer `like` gave to reserved entries are taken over. Raises ConfigError
+    if `like` has other tokens, or no reserved entry is left.
+    """
+    load_tokenizer(file)  # names what is wrong with it
+    values = json.loads(file.read_text(encoding="utf-8"))
+    held = {t["id"]: t["content"] for t in values["added_tokens"]}
+    before = dict(held)
+    theirs = load_tokenizer(like).get_vocab() if like else {}
+    if like and not _alike({v: k for k, v in theirs.items()},
+                           {v: k for k, v in load_tokenizer(file).get_vocab().items()}):
+        raise ConfigError(f"tokenizer {file}: its tokens are not those of {like}")
+    held.update({i: n for n, i in theirs.items() if i in held and not n.startswith(_RESERVED)})
+    free = iter([i for i in sorted(held) if held[i].startswith(_RESERVED)])
+    for name in names:
+        if name not in held.values() and name not in values["model"]["vocab"]:
+            index = next(free, None)
+            if index is None:
+                raise ConfigError(f"tokenizer {file}: no {name}, and no reserved entry left for it")
+            held[index] = name
+    for token in values["added_tokens"]:
+        index, name = token["id"], held[token["id"]]
+        token["content"] = name
+        if before[index] != name:
+            values["model"]["vocab"][name] = values["model"]["vocab"].pop(before[index])
+    made = Tokenizer.from_str(json.dumps(values))
+    made.encode_special_tokens = True
+    return made
+
+
+def _alike(first: dict[int, str], second: dict[int, str]) -> bool:
+    """Whether two vocabularies have the same entries, but for reserved ones that got a name."""
+    return first.keys() == second.keys() and all(
+        a == second[i] or a.startswith(_RESERVED) or second[i].startswith(_RESERVED)
+        for i, a in first.items()
+    )
 
 
 def sha256(path: Path) -> str:
