@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.request import Beam, FinishReason, Hypothesis, Sampling
-from app.engine.sampling import forbidden, largest
+from app.engine.sampling import followers, forbidden, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +102,18 @@ class BeamSearch:
     ) -> list[tuple[float, int, int, float]]:
         """The continuations of one hypothesis that can matter: cost, place, id, log-probability."""
         branch = self.live[place]
-        banned = forbidden(self._sampling, self._prompt, branch.output, self._end_ids)
+        output, n = branch.output, self._sampling.no_repeat_ngram
+        found = followers(output, output[len(output) - n + 1 :]) if 0 < n <= len(output) else ()
+        banned = forbidden(self._sampling, self._prompt, output, self._end_ids, found)
         wanted = self._beam.size + len(self._end_ids) + len(banned)
         ids = largest(row, wanted) if wanted < row.size else np.arange(row.size)
         known = float(row[best])
-        found = []
+        candidates = []
         for token, value in zip(ids.tolist(), row[ids].tolist(), strict=True):
             if token not in banned and value > -math.inf:
                 own = logprob + (value - known)
-                found.append((-(branch.total + own), place, token, own))
-        return found
+                candidates.append((-(branch.total + own), place, token, own))
+        return candidates
 
     def _finish(self, branch: Branch, length: int, reason: FinishReason) -> None:
         score = self._score(branch.total, length)

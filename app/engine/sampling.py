@@ -45,8 +45,9 @@ class Sampler:
         self.options = options
         self._prompt = tuple(prompt)
         self._end_ids = tuple(end_ids)
-        self._output = list(forced)
-        self._counts = Counter(self._output)
+        self._output: list[int] = []
+        self._counts: Counter[int] = Counter()
+        self._followers: dict[tuple[int, ...], list[int]] = {}  # of each n - 1 tokens in a row
         bias = dict(options.logit_bias)
         self._bias_ids = np.fromiter(bias, np.int64)
         self._bias = np.fromiter(bias.values(), np.float64)
@@ -55,13 +56,27 @@ class Sampler:
         self._adjusts = self._penalised or bool(bias)
         # Philox: any two seeds give independent streams, and its raw stream is fixed by numpy.
         self._bits = np.random.Philox(key=options.seed % 2**64)
+        for token in forced:
+            self.note(token)
 
     def uniform(self) -> float:
         """The next number of [0, 1): one per sampled token, whatever the options are."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
     def forbidden(self) -> list[int]:
-        return forbidden(self.options, self._prompt, self._output, self._end_ids)
+        output, n = self._output, self.options.no_repeat_ngram
+        found = self._followers.get(tuple(output[len(output) - n + 1 :]), ()) if n else ()
+        return forbidden(self.options, self._prompt, output, self._end_ids, found)
+
+    def note(self, token: int) -> None:
+        """Take a token of the output."""
+        self._output.append(token)
+        if self._penalised:
+            self._counts[token] += 1
+        n = self.options.no_repeat_ngram
+        if n and len(self._output) >= n:
+            start = tuple(self._output[len(self._output) - n : -1])
+            self._followers.setdefault(start, []).append(token)
 
     def choose(self, row: NDArray[np.float32], best: int) -> int:
         """The next token of one row (vocabulary,), noted; `best` is its most likely."""
@@ -74,9 +89,7 @@ class Sampler:
                 x = x.copy() if x is row else x
                 x[banned] = -np.inf
             token = self.pick(x)
-        self._output.append(token)
-        if self._penalised:
-            self._counts[token] += 1
+        self.note(token)
         return token
 
     def _adjusted(self, row: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -119,17 +132,21 @@ class Sampler:
 
 
 def forbidden(
-    options: Sampling, prompt: tuple[int, ...], output: Sequence[int], end_ids: Collection[int]
+    options: Sampling,
+    prompt: tuple[int, ...],
+    output: Sequence[int],
+    end_ids: Collection[int],
+    found: Sequence[int],
 ) -> list[int]:
-    """What may not come next: an end too early, or an n-gram that has come as often as it may."""
+    """What may not come next: an end too early, or an n-gram that has come as often as it may.
+
+    `found` are the `followers` in the output of its last n - 1 tokens.
+    """
     banned = list(end_ids) if len(output) < options.min_tokens else []
     n, often = options.no_repeat_ngram, options.ngram_repeats
-    if not n or len(output) < n:
+    if len(found) < often or not n:
         return banned
     start = output[len(output) - n + 1 :]
-    found = followers(output, start)
-    if len(found) < often:
-        return banned
     return banned + [
         token
         for token, count in Counter(found).items()

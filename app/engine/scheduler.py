@@ -54,6 +54,7 @@ class Scheduler:
         self._waiting: Line[Sequence] = Line()
         self._table: SlotTable[Row] = SlotTable(decoder)
         self._next_deadline = math.inf
+        self._taken = 0  # slots that are in use or promised to a search
         self._read = 0  # prompt tokens since the last decode step
         self._report = StepReport()
 
@@ -64,7 +65,7 @@ class Scheduler:
     @property
     def active(self) -> int:
         """Slots that are taken."""
-        return sum(sequence.request.slots for sequence in self._running())
+        return self._taken
 
     @property
     def idle(self) -> bool:
@@ -153,6 +154,7 @@ class Scheduler:
             return False
         lengths = [len(prompt) for prompt in prompts]
         self._report.prefill_runs.append(sum(lengths))
+        self._taken += sum(sequence.request.slots for sequence in group)
         self._table.add([sequence.start() for sequence in group], lengths)
         self._accept(first, logits)
         return True
@@ -231,7 +233,8 @@ class Scheduler:
             self._retry(sequence)
             return
         if not output:
-            self._tell(sequence, [Token(forced, 0.0) for forced in request.forced])
+            for forced in request.forced:
+                self._tell(sequence, Token(forced, 0.0))
         if sequence.generated < len(output):  # started again: these have been told
             if output[sequence.generated] == token:
                 sequence.generated += 1
@@ -242,9 +245,11 @@ class Scheduler:
         if token in request.end_ids:
             self._finish(sequence, "stop", now)
             return
-        count = request.sampling.logprobs
-        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
-        self._tell(sequence, [Token(token, logprob, top)])
+        if count := request.sampling.logprobs:
+            top = tuple(likeliest(logits, count, token, logprob))
+            self._tell(sequence, Token(token, logprob, top))
+        else:
+            self._tell(sequence, Token(token, logprob))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:
             self._finish(sequence, "length", now)
@@ -266,7 +271,8 @@ class Scheduler:
         parents = search.advance([read[row] for row in sequence.rows])
         if not parents:
             best = search.best[0]
-            self._tell(sequence, list(map(Token, best.ids, best.logprobs)))
+            for token in map(Token, best.ids, best.logprobs):
+                self._tell(sequence, token)
             self._finish(sequence, best.reason, now, search.best)
             return
         try:
@@ -278,9 +284,9 @@ class Scheduler:
         for row, branch in zip(sequence.rows, search.live, strict=True):
             self._table.put(self._table.owners.index(row), branch.output[-1])
 
-    def _tell(self, sequence: Sequence, tokens: list[Token]) -> None:
-        sequence.output += [token.id for token in tokens]
-        self._report.events += [(sequence, token) for token in tokens]
+    def _tell(self, sequence: Sequence, token: Token) -> None:
+        sequence.output.append(token.id)
+        self._report.events.append((sequence, token))
 
     def _time_token(self, sequence: Sequence, now: float) -> None:
         if sequence.first_at is None:
@@ -309,7 +315,7 @@ class Scheduler:
         if sequence.attempts >= _ATTEMPTS:
             self._fail(sequence, _failed())
         else:
-            sequence.leave()
+            self._leave(sequence)
             self._waiting.return_first(sequence)
 
     def _withdraw(self, sequence: Sequence) -> bool:
@@ -319,7 +325,7 @@ class Scheduler:
             return True
         if not sequence.rows:
             return False
-        sequence.leave()
+        self._leave(sequence)
         self._sweep()
         return True
 
@@ -351,8 +357,13 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, event: Event) -> None:
         sequence.ended = True
-        sequence.leave()
+        self._leave(sequence)
         self._report.events.append((sequence, event))
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence.rows:
+            self._taken -= sequence.request.slots
+            sequence.leave()
 
     def _running(self) -> list[Sequence]:
         return list(dict.fromkeys(row.sequence for row in self._table.owners))
@@ -363,7 +374,8 @@ class Scheduler:
         owners, active = self._table.owners, self._running()
         tokens = self._table.tokens(len(owners)).tolist()
         lengths = self._table.lengths(len(owners)).tolist()
-        assert self.active <= self._decoder.slots, "more slots are promised than there are"
+        assert self._taken == sum(sequence.request.slots for sequence in active)
+        assert self._taken <= self._decoder.slots, "more slots are promised than there are"
         assert not any(row.left for row in owners), "a row that was left holds a slot"
         assert len(owners) == sum(len(sequence.rows) for sequence in active)
         for sequence in active:

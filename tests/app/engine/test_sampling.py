@@ -17,6 +17,7 @@ from app.engine.sampling import (
     Sampler,
     choose,
     draw,
+    followers,
     forbidden,
     greedy,
     is_plain,
@@ -354,5 +355,9 @@ def test_forbidden_equals_counting(output: list[int], n: int, often: int) -> Non
         said = count(output, gram)
         if len(gram) == n and said and said >= max(often, count(prompt, gram)):
             expected.append(token)
-    assert sorted(forbidden(options, prompt, output, END)) == expected
-    assert sorted(forbidden(options, prompt, tuple(output), END)) == expected
+    sampler = Sampler(options, prompt, output[:5])
+    for token in output[5:]:
+        sampler.note(token)
+    assert sorted(sampler.forbidden()) == expected
+    found = followers(output, output[len(output) - n + 1 :]) if len(output) >= n else ()
+    assert sorted(forbidden(options, prompt, tuple(output), END, found)) == expected
