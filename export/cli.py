@@ -127,17 +127,19 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     from export.build import BUNDLE, build_bundle
-    from training.cli import open_runner
+    from training.cli import opened_runner
     from training.report import write_report
     from training.view import View
 
-    runner = open_runner(args)
-    with runner.alone():
-        with View({**runner.states(), BUNDLE: "waiting"}, args.quiet) as view:
+    with opened_runner(args) as runner:
+        first = runner.ranks.first
+        with View({**runner.states(), BUNDLE: "waiting"}, args.quiet or not first) as view:
             runner.run(view)
-            built = build_bundle(runner, args.precision, view)
-        report = write_report(runner.pipeline, args.out, built.rows, [built.section()])
-    _say(f"wrote {built.bundle.path}\nwrote {report}")
+            if first:
+                built = build_bundle(runner, args.precision, view)
+        if first:
+            report = write_report(runner.pipeline, args.out, built.rows, [built.section()])
+            _say(f"wrote {built.bundle.path}\nwrote {report}")
     return 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_tokenizer(stages)
     _add_stage(stages, "pretrain", "learn to model the corpus's languages", "pretrain-cpu")
     _add_stage(stages, "finetune", "learn to translate between all its languages", "finetune-cpu")
+    _add_teach(stages)
     _add_run(stages)
     _add_average(stages)
 
@@ -82,6 +85,54 @@ def _add_stage(
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=train_stage, stage=name)
+
+
+def _add_teach(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "teach",
+        help="write a teacher's translations of a corpus, for a student to learn from",
+        description="Write a checkpoint's translations of a corpus as NAME.en-to-de.tsv.gz\n"
+        "(source, translation, mean log-probability a token), which a corpus folder may hold.\n"
+        "What is done is skipped; a teacher that was stopped goes on where it stood.",
+        epilog="example:\n  gpt2-mt train teach runs/teacher/checkpoint --corpus corpus "
+        "--direction en-de --out taught",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("checkpoint", type=Path, help="the teacher's checkpoint folder")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    parser.add_argument("--direction", required=True, help="as in en-de")
+    parser.add_argument("--sources", metavar="GLOB", nargs="+", default=["*"],
+                        help="names of sources, as in 'mono/*' (default: all with a side in the "
+                        "direction's first language)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder for the translations")
+    parser.add_argument("--beam", type=int, default=1, help="hypotheses at a time (1: greedy)")
+    parser.add_argument("--tests", type=Path, action="append", default=[],
+                        help="folder of test sets whose sentences must not be translated; "
+                        "may be repeated")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=train_teach)
+
+
+def train_teach(arguments: argparse.Namespace) -> int:
+    from training.corpus import LeakCheck
+    from training.pipeline import TranslateConfig, texts_to_translate
+    from training.stages import find_device
+    from training.teach import teach
+
+    _set_threads(arguments.threads)
+    config = TranslateConfig(str(arguments.checkpoint), arguments.direction,
+                             tuple(arguments.sources), beam=arguments.beam)  # fmt: skip
+    counts = teach(
+        arguments.checkpoint, texts_to_translate(config, arguments.corpus), config.direction,
+        arguments.out, config.beam, LeakCheck.of_folders(arguments.tests),
+        find_device(arguments.device), not arguments.quiet,
+    )  # fmt: skip
+    for file, tally in counts.items():
+        left = "".join(f", {n} {reason}" for reason, n in sorted(tally.items()) if reason != "kept")
+        sys.stdout.write(f"wrote {arguments.out / file}: {tally['kept']} translations{left}\n")
+    return 0
 
 
 def _add_average(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -142,10 +193,13 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def open_runner(arguments: argparse.Namespace) -> Runner:
-    """The checked pipeline of a command's arguments, ready to run."""
+@contextmanager
+def opened_runner(arguments: argparse.Namespace) -> Iterator[Runner]:
+    """The checked pipeline of a command's arguments, alone in its folder and ready to run."""
+    from training.distributed import device_of_rank, joined
     from training.pipeline import load_pipeline
     from training.runner import Runner, Where
+    from training.stages import find_device
 
     settings = [_setting(text) for text in arguments.set]
     if arguments.limit is not None:
@@ -153,19 +207,22 @@ def open_runner(arguments: argparse.Namespace) -> Runner:
     _set_threads(arguments.threads)
     pipeline = load_pipeline(arguments.pipeline, settings)
     where = Where(arguments.corpus, arguments.out, tuple(arguments.tests), arguments.device)
-    return Runner(pipeline, where, arguments.redo)
+    with joined(device_of_rank(find_device(arguments.device))) as ranks:
+        runner = Runner(pipeline, where, arguments.redo, ranks)
+        with runner.alone():
+            yield runner
 
 
 def train_pipeline(arguments: argparse.Namespace) -> int:
     from training.report import write_report
     from training.view import View
 
-    runner = open_runner(arguments)
-    with runner.alone():
-        with View(runner.states(), arguments.quiet) as view:
+    with opened_runner(arguments) as runner:
+        with View(runner.states(), arguments.quiet or not runner.ranks.first) as view:
             checkpoint = runner.run(view)
-        report = write_report(runner.pipeline, arguments.out)
-    sys.stdout.write(f"wrote {checkpoint}\nwrote {report}\n")
+        if runner.ranks.first:
+            report = write_report(runner.pipeline, arguments.out)
+            sys.stdout.write(f"wrote {checkpoint}\nwrote {report}\n")
     return 0
 
 

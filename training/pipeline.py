@@ -25,12 +25,12 @@ from training.corpus import (
 )
 from training.errors import ConfigError, CorpusError
 from training.model import preset
+from training.stages import INIT
 
 Kind = Literal["tokenizer", "pretrain", "finetune", "translate"]
 PIPELINES = RECIPES / "pipelines"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _TAKEN = ("bundle", "defaults", "figures", "report", "scores")
-INIT = "init"  # in place of a preset: the sizes of the checkpoint to start from
 _CHECKPOINTS: tuple[Kind, ...] = ("pretrain", "finetune")
 
 
@@ -351,7 +351,7 @@ def sources_of(stage: Stage, corpus: Path, adds: Iterable[Path] = ()) -> list[So
     language has nothing."""
     config = stage.config
     if isinstance(config, TranslateConfig):
-        return _texts_to_translate(config, corpus)
+        return texts_to_translate(config, corpus)
     data = config.data
     found = find_sources(corpus, data.languages, data.list, adds, data.tasks)
     found = [source for source in found if weight_of(source, data.weights) > 0]
@@ -364,11 +364,13 @@ def sources_of(stage: Stage, corpus: Path, adds: Iterable[Path] = ()) -> list[So
     return found
 
 
-def _texts_to_translate(config: TranslateConfig, corpus: Path) -> list[Source]:
-    """Every source by a person with a side in the language; each file of lines once."""
+def texts_to_translate(config: TranslateConfig, corpus: Path) -> list[Source]:
+    """Every source by a person with a side in the language; each file of lines once, if possible as
+    pairs of the direction, whose held-out lines must not come back as translations."""
     language = config.languages[0]
     found: dict[tuple[str, Path], Source] = {}
-    for source in scan(corpus, config.list):
+    sources = scan(corpus, config.list)
+    for source in sorted(sources, key=lambda s: not set(config.languages).issuperset(s.languages)):
         if language not in source.languages or source.one_way:
             continue
         if first_match(source, dict.fromkeys(config.sources, True), False):

@@ -22,11 +22,15 @@ from typing import Any, Literal
 
 from training.checkpoint import commit
 from training.config import RunConfig, differences
-from training.corpus import files_of
+from training.corpus import LeakCheck, files_of
+from training.distributed import ALONE, Ranks
 from training.errors import ConfigError, TrainingError
 from training.evaluate import checkpoint_translator
 from training.pipeline import Pipeline, Stage, TokenizerConfig, TranslateConfig, check, sources_of
-from training.results import read_metrics, read_results, scores, sets_of, write, write_validation
+from training.results import read_metrics, read_results, scores, sets_of, write
+from training.stages import find_device, start
+from training.teach import teach
+from training.tokenizer import make_tokenizer
 from training.view import View, duration
 
 RECORD, SCORES = "stage.json", "scores"
@@ -47,8 +51,10 @@ class Where:
 class Runner:
     """`run` carries a pipeline from where its folder stands to its end."""
 
-    def __init__(self, pipeline: Pipeline, where: Where, redo: Collection[str] = ()) -> None:
-        self.pipeline, self.where = pipeline, where
+    def __init__(
+        self, pipeline: Pipeline, where: Where, redo: Collection[str] = (), ranks: Ranks = ALONE
+    ) -> None:
+        self.pipeline, self.where, self.ranks = pipeline, where, ranks
         for name in redo:
             if name not in pipeline:
                 known = ", ".join(stage.name for stage in pipeline.stages)
@@ -64,15 +70,23 @@ class Runner:
         return self.folder(name) / "checkpoint" if name in self.pipeline else Path(name)
 
     def run(self, view: View) -> Path:
-        """Run what is not done; returns the final checkpoint's folder."""
-        check(self.pipeline, self.where.corpus)
-        files_of(self.where.tests)  # each must be there
-        self._refuse_changes()
-        for name in self.redo:
-            self._clear(name)
+        """Run what is not done; returns the final checkpoint's folder.
+
+        Every rank of torchrun calls it: all train together, the first does all else alone.
+        """
+        if self.ranks.first:
+            check(self.pipeline, self.where.corpus)
+            files_of(self.where.tests)  # each must be there
+            for stage in self.pipeline.stages:  # before anything runs
+                if stage.name not in self.redo:
+                    self.state(stage)
+            for name in self.redo:
+                self._clear(name)
         for stage in self.pipeline.stages:
             self._pass(stage, view)
-        self._score(view)
+        if self.ranks.first:
+            self._score(view)
+        self.ranks.wait()
         return self.checkpoint(self.pipeline.final)
 
     def states(self) -> dict[str, str]:
@@ -83,62 +97,55 @@ class Runner:
                  "waiting" for s in self.pipeline.stages}  # fmt: skip
         return {**waits, SCORES: "waiting"}
 
-    def _refuse_changes(self) -> None:
-        """Before anything runs: raises ConfigError naming what changed under a finished stage."""
-        for stage in self.pipeline.stages:
-            if stage.name not in self.redo:
-                self.state(stage)
-
     def _pass(self, stage: Stage, view: View) -> None:
-        if self.state(stage) == "done":
+        first = self.ranks.first
+        if self.ranks.agree(self.state(stage) if first else "new") == "done":
             view.show(stage.name, "done before, skipped")
             return
         number = [s.name for s in self.pipeline.stages].index(stage.name) + 1
         view.show(stage.name, f"running, {number} of {len(self.pipeline.stages)}")
         folder = self.folder(stage.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        record: dict[str, Any] = {
-            "done": False, "kind": stage.kind, "config": asdict(stage.config),
-            "inputs": self.inputs(stage),
-        }  # fmt: skip
-        _write(folder / RECORD, record)
+        record: dict[str, Any] = {}
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {"done": False, "kind": stage.kind, "config": asdict(stage.config),
+                      "inputs": self.inputs(stage)}  # fmt: skip
+            _write(folder / RECORD, record)
         started = time.monotonic()
         try:
-            self._make(stage, folder, view)
+            if first or isinstance(stage.config, RunConfig):
+                self._make(stage, folder, view)
         except BaseException as error:
             view.show(stage.name, "stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
-        seconds = time.monotonic() - started
-        for entry in read_metrics(folder):
-            seconds = max(seconds, entry["elapsed_s"])  # all of a run that was stopped before
-        record |= {"done": True, "output": self.output(stage), "seconds": round(seconds, 1),
-                   "commit": commit()}  # fmt: skip
-        _write(folder / RECORD, record)
-        view.show(stage.name, f"done in {duration(seconds)}")
+        if first:
+            seconds = time.monotonic() - started
+            for entry in read_metrics(folder):
+                seconds = max(seconds, entry["elapsed_s"])  # all of a run that was stopped before
+            record |= {"done": True, "output": self.output(stage), "seconds": round(seconds, 1),
+                       "commit": commit()}  # fmt: skip
+            _write(folder / RECORD, record)
+            view.show(stage.name, f"done in {duration(seconds)}")
+        self.ranks.wait()
 
     def _make(self, stage: Stage, folder: Path, view: View) -> None:
         config, where = stage.config, self.where
         if isinstance(config, TokenizerConfig):
-            from training.tokenizer import make_tokenizer
-
             sources = sources_of(stage, where.corpus)
             make_tokenizer(sources, config.data.weights, config.data.languages, config.vocabulary,
                            config.megabytes, folder, self._lines(config.data.languages))
         elif isinstance(config, TranslateConfig):
-            self._translate(stage, config, folder, view)
+            teach(
+                self.checkpoint(config.teacher), sources_of(stage, where.corpus), config.direction,
+                folder, config.beam, LeakCheck.of_folders(where.tests), find_device(where.device),
+                view.live,
+            )  # fmt: skip
         else:
-            from training.stages import start
-
             start(
                 self.resolved(config), where.corpus, folder, self.tokenizer_file(stage),
                 self.checkpoint(stage.init) if stage.init else None, list(where.tests),
-                where.device, progress=view.live,
-                **({"adds": [self._added(name) for name in stage.adds]} if stage.adds else {}),
+                where.device, progress=view.live, adds=[self._added(name) for name in stage.adds],
             )  # fmt: skip
-            write_validation(folder)
-
-    def _translate(self, stage: Stage, config: TranslateConfig, folder: Path, view: View) -> None:
-        raise NotImplementedError
 
     def _lines(self, languages: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         """The test set in most of the languages, the first of those in as many."""
@@ -263,6 +270,9 @@ class Runner:
     def alone(self) -> Iterator[None]:
         """To be held while at work: two commands on one folder would spoil each other's stages."""
         self.where.out.mkdir(parents=True, exist_ok=True)
+        if not self.ranks.first:
+            yield
+            return
         with (self.where.out / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

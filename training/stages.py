@@ -51,6 +51,7 @@ from training.learner import Learner
 from training.loop import Run, autocast
 from training.mixture import Mixture
 from training.model import GPT, preset
+from training.results import write_validation
 from training.shards import FORMAT, Shard, Side, prepare
 from training.teachers import thinned
 from training.tokenizer import (
@@ -79,12 +80,15 @@ def start(
 
     The sources of the folders `adds` join those of the corpus.
     """
-    place = device_of_rank(_device(device))
+    place = device_of_rank(find_device(device))
     with joined(place) as ranks:
         with ranks.first_alone():  # it makes the files that the others read
             run = _prepared(config, corpus, folder, tokenizer_file, init, test_folders or [],
                             place, progress, adds)  # fmt: skip
-        return run(ranks=ranks).train()
+        checkpoint = run(ranks=ranks).train()
+        if ranks.first:
+            write_validation(folder)
+        return checkpoint
 
 
 def _prepared(
@@ -264,7 +268,7 @@ def _model(
     return fresh.to(device), meta
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -282,6 +282,7 @@ def reached(path: Path) -> bool:
         (["--tests", "nowhere"], "nowhere: no such folder"),
         (["--limit", "-1"], "limit = -1"),
         (["--threads", "-1"], "--threads -1"),
+        (["--device", "abacus"], "device = 'abacus'"),
     ],
 )
 def test_errors_are_one_line_before_anything_runs(
