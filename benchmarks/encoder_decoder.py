@@ -25,17 +25,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
-from training.batches import IGNORED, Batch, Cursor
+from training.batches import IGNORED, Batch, Cursor, PairRows, Stream
 from training.config import RunConfig, load_recipe
-from training.corpus import find_sources, weight_of
+from training.corpus import Source, find_sources, weight_of
 from training.errors import ConfigError
-from training.evaluate import token_bytes
+from training.evaluate import token_bytes, valid_batches
 from training.loop import autocast
 from training.losses import cross_entropy_sum
 from training.model import GPT, ModelConfig, preset
 from training.optim import build_optimisers, rate_factor
 from training.scores import TestSet, find_sets, score
-from training.stages import _streams, _tags, shards_of
+from training.shards import Shard
+from training.stages import _tags, shards_of
 from training.tokenizer import SPECIAL, TRANSLATE, load_tokenizer, sha256
 
 PAD = SPECIAL - 1  # the last reserved id: pads, and starts every target, as Marian has it
@@ -234,14 +235,14 @@ def run(
     sources = [s for s in find_sources(corpus, data.languages, data.list)
                if weight_of(s, data.weights) > 0]  # fmt: skip
     digest = sha256(tokenizer_file)
-    shards = shards_of(config, sources, tokenizer, digest, out, list(tests))
-    weights = [weight_of(s, data.weights) for s in sources]
-    stream, held = _streams(config, _tags(config, tokenizer), *shards, weights)
+    made = shards_of(config, sources, tokenizer, digest, out, list(tests))
+    stream, held = streams(config, tokenizer, sources, *made)
     torch.manual_seed(config.seed)
     ours = preset(config.model, tokenizer.get_vocab_size(), dropout=config.dropout)
     model = marian(ours, *layers, place)
     _say(f"{parameters(model):,} parameters, inner width {model.config.encoder_ffn_dim}")
-    results = train(model, config, stream(Cursor()), out / "metrics.jsonl")
+    batches = (batch for batch in stream(Cursor()) if batch is not None)  # one rank: never None
+    results = train(model, config, batches, out / "metrics.jsonl")
     model.save_pretrained(out / "checkpoint")
     results |= {
         "model": "MarianMTModel", "layers": layers, "inner": model.config.encoder_ffn_dim,
@@ -256,6 +257,24 @@ def run(
         text = json.dumps(results, indent=2, ensure_ascii=False)
         (out / "results.json").write_text(text + "\n", encoding="utf-8")
     return results
+
+
+def streams(
+    config: RunConfig, tokenizer: Tokenizer, sources: list[Source], train: list[Shard],
+    valid: list[Shard],
+) -> tuple[Stream, list[Batch]]:  # fmt: skip
+    """What our own runs read of the pairs, and the held-out batches."""
+    data, tags, micro = config.data, _tags(config, tokenizer), config.batch_tokens
+    micro = max(1, micro // config.accumulate)
+    paired = [i for i, source in enumerate(sources) if len(source.languages) == 2]
+    pairs, held = (
+        PairRows([shards[i] for i in paired],
+                 [weight_of(sources[i], data.weights) if shards is train else 1.0 for i in paired],
+                 tags, data.max_tokens, data.directions, data.source_noise)
+        for shards in (train, valid)
+    )  # fmt: skip
+    stream = Stream(pairs, None, micro, config.seed)
+    return stream, valid_batches(held, {}, micro, data.valid_examples)
 
 
 def score_of(
