@@ -20,7 +20,10 @@ _BAR = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}, {postfix}"
 
 
 class Log:
-    """Opens the logs of `folder` after `step` steps; `often` is how seldom TensorBoard hears."""
+    """Opens the logs of `folder` after `step` steps; TensorBoard hears of every `often`-th step.
+
+    Raises SaveError when the disk takes no more.
+    """
 
     def __init__(
         self, folder: Path, step: int, progress: float, often: int, on: bool, bar: bool
@@ -29,11 +32,14 @@ class Log:
         self.path = folder / "metrics.jsonl"
         if not on:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        truncate_log(self.path, step)
-        self.file = self.path.open("a", encoding="utf-8", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self.bar = tqdm(total=1000, unit="‰", disable=not bar, bar_format=_BAR,
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            truncate_log(self.path, step)
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            raise SaveError(f"{self.path}: could not be written: {error}") from None
+        self.bar = tqdm(total=1000, unit="‰", disable=not bar, bar_format=_BAR, leave=None,
                         initial=_permille(progress))  # fmt: skip
 
     def __enter__(self) -> Log:
@@ -46,7 +52,6 @@ class Log:
             self.file.close()
 
     def write(self, entry: dict[str, Any], progress: float) -> None:
-        """Raises SaveError when the disk does not take it."""
         if not self.on:
             return
         step = entry["step"]

@@ -227,7 +227,7 @@ class Runner:
                 if path.is_relative_to(self.where.corpus):  # what is added counts as a whole
                     file = path.relative_to(self.where.corpus)
                     found[f"corpus file {file}"] = self._digest(path)
-        if isinstance(stage.config, RunConfig):
+        if stage.kind != "tokenizer":  # whose sample may hold them
             for folder in self.where.tests:
                 for path in files_of([folder]):
                     found[f"test file {path.relative_to(folder)}"] = self._digest(path)
@@ -243,7 +243,7 @@ class Runner:
         if stage.kind == "tokenizer":
             files = [folder / "tokenizer.json"]
         elif stage.kind == "translate":
-            files = sorted(folder.rglob("*.tsv*"))
+            files = sorted(folder.glob("*.tsv.gz"))
         else:
             names = ("config.json", "model.safetensors", "tokenizer.json")
             files = [folder / "checkpoint" / name for name in names]
