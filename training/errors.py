@@ -22,4 +22,4 @@ class CheckpointError(TrainingError):
 
 
 class SaveError(CheckpointError):
-    """A checkpoint that the disk did not take; the one before it is left whole."""
+    """A checkpoint or log that the disk did not take; the checkpoint before is left whole."""

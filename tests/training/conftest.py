@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,25 @@ def tokenizer_file(
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_file: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_file)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(bytes)`: the folder of a new file system of that size."""
+    places = []
+
+    def make(size: int) -> Path:
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("mounting a small file system is not allowed here")
+        places.append(place)
+        return place
+
+    yield make
+    for place in places:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture

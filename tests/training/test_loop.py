@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from training import loop
 from training.batches import IGNORED, Batch, Cursor
+from training.checkpoint import load_checkpoint
 from training.config import RunConfig
-from training.errors import TrainingError
+from training.errors import SaveError, TrainingError
 from training.learner import Learner
-from training.log import truncate_log
 from training.loop import Run, autocast, step_seed
 from training.model import GPT, preset
 from training.optim import rate_factor
@@ -197,6 +199,35 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(make_run: Callable[.
     assert json.loads((run.folder / "last" / "state.json").read_text())["step"] == 2
 
 
+def test_the_batch_that_diverged_is_named_and_written_out(make_run: Callable[..., Run]) -> None:
+    batches = [random_batch(8, seed) for seed in range(4)]
+    ids = torch.randint(64, 400, (2, 24))
+    batches[3] = Batch(ids, ids, torch.tensor([24, 5]), torch.tensor([4, 4]), "en-de")
+    run = make_run(batches=batches, steps=5, accumulate=2, checkpoint_minutes=0)
+    with torch.no_grad():
+        run.model.transformer["wpe"].weight[20] = float("nan")  # only batch 3 is so long
+    with pytest.raises(TrainingError, match=r"step 2: loss nan.* at epoch 0, batch 3 .pairs en-de"):
+        run.train()
+    assert json.loads((run.folder / "last" / "state.json").read_text())["step"] == 1
+    decode = Tokenizer.from_file(str(run.tokenizer_file)).decode
+    rows = [decode(ids[i, :n].tolist(), skip_special_tokens=False) for i, n in ((0, 24), (1, 5))]
+    assert (run.folder / "diverged.txt").read_text() == "\n".join(
+        ["epoch 0, batch 3 (pairs en-de)", *rows, ""]
+    )
+
+
+def test_a_gradient_without_bound_is_told_by_the_batches_of_its_step(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(steps=5, accumulate=2)
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *arguments: torch.tensor(float("inf"))
+    )
+    with pytest.raises(TrainingError, match="norm inf.* at epoch 0, batch 0; epoch 0, batch 1;"):
+        run.train()
+    assert not (run.folder / "diverged.txt").exists()
+
+
 def test_validation_comes_in_its_steps_and_at_the_end(make_run: Callable[..., Run]) -> None:
     modes: list[bool] = []
 
@@ -226,6 +257,89 @@ def test_the_checkpoint_is_where_it_was_promised(make_run: Callable[..., Run]) -
     assert {p.name for p in run.folder.iterdir()} == {
         "last", "checkpoint", "metrics.jsonl", "tensorboard"
     }  # fmt: skip
+
+
+# -- averaged weights
+
+
+def weights_of(run: Run) -> Tensor:
+    return run.model.transformer["wte"].weight.detach().clone()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("keys", [{"ema": 0.8}, {"average": 2}])
+def test_the_checkpoint_is_the_average(make_run: Callable[..., Run], keys: dict[str, Any]) -> None:
+    seen: list[float] = []
+
+    def validate(learner: Learner) -> dict[str, float]:
+        seen.append(float(learner.model.transformer["wte"].weight.sum()))  # type: ignore[operator]
+        return {}
+
+    run = make_run(steps=10, valid_steps=7, validate=validate, **keys)
+    real, path = run._one_step, []
+
+    def one_step(batches: Iterator[Batch]) -> dict[str, Any]:
+        entry = real(batches)
+        path.append(weights_of(run))
+        return entry
+
+    run._one_step = one_step  # type: ignore[method-assign]
+    run.train()
+    means = [path[0]]
+    for n, now in enumerate(path[1:], start=1):
+        decay = min(0.8, (1 + n) / (10 + n))
+        means.append(decay * means[-1] + (1 - decay) * now)
+    if "average" in keys:  # snapshots after steps 9 and 10; before them there is no average
+        means = [*path[:9], (path[8] + path[9]) / 2]
+    kept = load_checkpoint(run.folder / "checkpoint")[0].transformer["wte"].weight  # type: ignore[operator]
+    torch.testing.assert_close(kept.detach(), means[-1], atol=1e-6, rtol=1e-5)
+    assert seen == pytest.approx([float(means[6].sum()), float(means[9].sum())], rel=1e-3)
+    assert torch.equal(weights_of(run), path[-1])
+    plain = make_run("plain", steps=10)
+    plain.train()
+    assert torch.equal(weights_of(plain), path[-1])  # the run itself does not feel it
+
+
+# -- a disk that takes no more
+
+
+def test_a_full_disk_while_training(
+    make_run: Callable[..., Run], small_disk: Callable[[int], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = make_run(steps=4, checkpoint_minutes=0, optimiser={"name": "adamw"})
+    run.folder = small_disk(3_000_000) / "run"  # a state has 1.7 MB
+    with pytest.raises(SaveError, match="run/last: could not be written: .*No space left"):
+        run.train()
+    assert caplog.text.count("No space left") == 3 and "the run goes on" in caplog.text
+    assert len(log_of(run.folder)) == 4
+    assert {p.name for p in run.folder.iterdir()} == {
+        "last", "checkpoint", "metrics.jsonl", "tensorboard"
+    }  # fmt: skip
+    assert json.loads((run.folder / "last" / "state.json").read_text())["step"] == 1
+    load_checkpoint(run.folder / "checkpoint")
+
+
+def test_a_run_whose_last_save_failed_is_carried_to_its_end(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run("whole", steps=4)
+    whole.train()
+    run = make_run(steps=4, checkpoint_minutes=0)
+    real = loop.save_state
+
+    def failing(folder: Path, tensors: Any, values: dict[str, Any]) -> None:
+        if values["step"] > 2:
+            raise OSError(28, "No space left on device")
+        real(folder, tensors, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", failing)
+        with pytest.raises(SaveError):
+            run.train()
+    again = make_run(steps=4)
+    again.train()
+    assert torch.equal(weights_of(again), weights_of(whole))
+    assert [e["loss"] for e in log_of(again.folder)] == [e["loss"] for e in log_of(whole.folder)]
 
 
 # -- bounded by the clock
@@ -294,18 +408,3 @@ def test_a_real_clock_ends_in_time(make_run: Callable[..., Run]) -> None:
     run.train()
     assert 0.6 <= time.monotonic() - began < 5  # generous: the machine may be busy
     assert 0.6 <= run.elapsed < 3
-
-
-# -- the log
-
-
-def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    truncate_log(log, 3)
-    assert not log.exists()
-    lines = [json.dumps({"step": i, "loss": i / 7}) + "\n" for i in range(1, 6)]
-    log.write_text("".join(lines) + '{"step": 6, "lo')
-    truncate_log(log, 5)
-    assert log.read_text() == "".join(lines)
-    truncate_log(log, 3)
-    assert log.read_text() == "".join(lines[:3])

@@ -114,18 +114,22 @@ def curve_so_far(folder: Path) -> int:
     return (folder / "metrics.jsonl").read_text().count("\n")
 
 
-@pytest.mark.parametrize(("stage", "optimiser"), [("pretrain", "adamw"), ("finetune", "muon")])
+@pytest.mark.parametrize(
+    ("stage", "optimiser", "more"),
+    [("pretrain", "adamw", {"ema": 0.9}), ("finetune", "muon", {"average": 5}),
+     ("finetune", "adamw", {})],
+)  # fmt: skip
 def test_both_stages_resume_bit_identically(
     tmp_path: Path, go: Callable[..., Path], recipe: Recipe, monkeypatch: pytest.MonkeyPatch,
-    stage: str, optimiser: str,
+    stage: str, optimiser: str, more: dict[str, Any],
 ) -> None:  # fmt: skip
     config = recipe(
         stage=stage, steps=12, dropout=0.3, checkpoint_minutes=0, precision="bf16",
         label_smoothing=0.1, batch_tokens=1024, optimiser={"name": optimiser},
-        data={"weights": {"*": 0.5}},
+        data={"weights": {"*": 0.5}}, **more,
     )  # fmt: skip
     go(tmp_path / "whole", config)
-    for step in (5, 6, 11):  # over the end of an epoch, and twice in a row
+    for step in (5, 6, 12):  # over the end of an epoch, and twice in a row
         with monkeypatch.context() as patch:
             interrupted(patch, step)
             with pytest.raises(KeyboardInterrupt):
@@ -133,6 +137,8 @@ def test_both_stages_resume_bit_identically(
     go(tmp_path / "cut", config)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert len(curve(tmp_path / "cut")) == 12
+    for file in ("checkpoint/model.safetensors", *(["last/raw.safetensors"] if more else [])):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert curve(tmp_path / "cut")[-1]["epoch"] > 0
 
 
