@@ -127,6 +127,11 @@ def batched_texts(texts: Iterable[str], size: int = 4096) -> Iterator[list[str]]
         yield block
 
 
+def held_out(texts: Sequence[str]) -> bool:
+    """Whether a pair or document is one of those to validate on: one in 200, by its hash."""
+    return hash64("\t".join(texts)) % 200 == 0
+
+
 def prepare(
     sources: Sequence[Source], tokenizer: Tokenizer, tokenizer_sha256: str, cleaner: Cleaner,
     folder: Path, valid_examples: int,
@@ -145,7 +150,7 @@ def prepare(
         held: list[str] = []
         units = cleaner.pairs(source) if paired else ((d,) for d in cleaner.documents(source))
         for texts in units:
-            out = hash64("\t".join(texts)) % 200 == 0 and len(held) < limit * len(texts)
+            out = held_out(texts) and len(held) < limit * len(texts)
             (held if out else kept).extend(texts)
         stem = source.key.replace("/", "_")
         for texts_of, shards, part in ((kept, train, "train"), (held, valid, "valid")):
