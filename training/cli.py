@@ -233,7 +233,8 @@ def _set_threads(threads: int) -> None:
 
     if threads < 0:
         raise ConfigError(f"--threads {threads}: must be 0 (all cores) or more")
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of torchrun on this machine
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // here))
 
 
 def train_tokenizer(arguments: argparse.Namespace) -> int:
@@ -285,8 +286,9 @@ def train_stage(arguments: argparse.Namespace) -> int:
         config, arguments.corpus, arguments.out, arguments.tokenizer, arguments.init,
         arguments.tests, arguments.device, progress=not arguments.quiet,
     )  # fmt: skip
-    sys.stdout.write((arguments.out / "corpus.txt").read_text(encoding="utf-8"))
-    sys.stdout.write(f"wrote {checkpoint}\n")
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write((arguments.out / "corpus.txt").read_text(encoding="utf-8"))
+        sys.stdout.write(f"wrote {checkpoint}\n")
     return 0
 
 
