@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -130,6 +130,34 @@ def test_targets_come_after_the_separator_only(pairs: PairRows, rng: np.random.G
             whole, prompt = pairs.row(example)
             assert ids == whole[:-1] and prefix == prompt and ids[prompt - 1] == 2
             assert targets == [IGNORED] * (prompt - 1) + whole[prompt:]
+
+
+def test_machine_translations_have_one_direction_and_tasks_their_own_rows(
+    tmp_path: Path, tags: Tags, rng: np.random.Generator
+) -> None:
+    sources = [
+        Source("a", ("en", "de"), ()), Source("b", ("en", "de"), (), one_way=True),
+        Source("c", ("de", "en"), (), one_way=True), Source("d", (), (), task="case"),
+    ]  # fmt: skip
+    shards = [write_shard(tmp_path / f"{s.name}.bin", s, sequences(40, i), "")
+              for i, s in enumerate(sources)]  # fmt: skip
+    tags = replace(tags, tasks={"case": 9})
+
+    def directions(*globs: str) -> Counter[tuple[int, ...]]:
+        rows = PairRows(shards, [1.0] * 4, tags, 999, globs)
+        return Counter(map(tuple, rows.choose(rng)[:, [0, 2]].tolist()))
+
+    assert directions() == {(0, 0): 20, (0, 1): 20, (1, 0): 20, (2, 0): 20, (3, 0): 20}
+    assert directions("en-*") == {(0, 0): 20, (1, 0): 20, (3, 0): 20}
+    rows = PairRows(shards, [1.0] * 4, tags, 999)
+    text, answer = shards[3][4].tolist(), shards[3][5].tolist()
+    assert rows.row(np.array([3, 2, 0])) == ([9, *text, 2, *answer, 0], len(text) + 2)
+    forms: Counter[str] = Counter()
+    for group in rows.batches(rows.choose(rng), TOKENS):
+        batch = rows.collate(group)
+        assert {bool(i == 3) for i in group[:, 0]} == {batch.form == "task"}
+        forms[batch.form] += len(group)
+    assert forms == {"pairs": 80, "task": 20}
 
 
 # -- text

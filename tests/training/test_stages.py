@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from training.config import RunConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
+from training.evaluate import checkpoint_translator
 from training.stages import start
-from training.tokenizer import train_tokenizer
+from training.tokenizer import load_tokenizer, train_tokenizer
 
 Recipe = Callable[..., RunConfig]
 
@@ -156,7 +157,8 @@ def test_what_cannot_start_is_refused(
         refused("device = 'cuda'", recipe(), device="cuda")
     english = tmp_path / "english.json"
     train_tokenizer(["text"], 400, ["en"]).save(str(english))
-    refused("no <.src:de.>", recipe(), tokenizer_file=english)
+    english.write_text(english.read_text().replace("<|reserved:", "<|taken:"))
+    refused("no <.src:de.>, and no reserved entry", recipe(), tokenizer_file=english)
 
 
 def test_an_unfit_checkpoint_to_start_from_is_refused(
@@ -167,8 +169,65 @@ def test_an_unfit_checkpoint_to_start_from_is_refused(
     other = tmp_path / "other.json"
     train_tokenizer(["text"], 400, ["en", "de"]).save(str(other))
     for config, tokenizer, words in (
-        (recipe(), other, "512 entries, the tokenizer has"),
+        (recipe(), other, "other.json: its tokens are not those of .*tokenizer.json"),
         (recipe(model="mini"), tokenizer_file, "the recipe's model is .*layers=6"),
     ):
         with pytest.raises(ConfigError, match=words):
             start(config, corpus, tmp_path / "two", tokenizer, checkpoint, [], "cpu", False)
+
+
+ONE_WAY = "forward.en-to-de.tsv"
+
+
+def test_machine_translations_of_another_folder_are_learnt_in_their_direction(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, held_out: None,
+    toy_lines: dict[str, list[str]],
+) -> None:  # fmt: skip
+    (tmp_path / "made").mkdir()
+    pairs = zip(toy_lines["en"], toy_lines["de"], strict=True)
+    lines = [f"{a}\t{b}\t-0.{i % 9}\n" for i, (a, b) in enumerate(pairs)]
+    (tmp_path / "made" / ONE_WAY).write_text("".join(lines))
+    config = recipe(steps=1, data={"min_score": -0.5, "weights": {"toy": 0.0, "*": 1.0}})
+    last = start(config, corpus, tmp_path / "run", tokenizer_file, None, [corpus / "tests"], "cpu",
+                 False, adds=[tmp_path / "made"])  # fmt: skip
+    meta = json.loads((last / "meta.json").read_text())
+    assert meta["pairs"] == [["en", "de"]]
+    assert [c["name"] for c in meta["corpora"]][-1] == "forward.en-to-de"
+    table = (tmp_path / "run" / "corpus.txt").read_text()
+    assert "low score" in table and "leak: sentence" in table
+    assert not any(k.startswith("valid/en-de") for k in last_entry(tmp_path / "run"))
+    with pytest.raises(CorpusError, match="not those the run was started with"):
+        start(config, corpus, tmp_path / "run", tokenizer_file, None, [corpus / "tests"], "cpu",
+              False, adds=[copied(tmp_path, "also.en-to-de.tsv")])  # fmt: skip
+
+
+def copied(folder: Path, name: str) -> Path:
+    (folder / "other").mkdir()
+    shutil.copy(folder / "made" / ONE_WAY, folder / "other" / name)
+    return folder / "other"
+
+
+def test_a_new_language_goes_on_with_an_old_vocabulary(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe
+) -> None:
+    """What the first run knew stays in the checkpoint of the second, which is told to go on."""
+    one = start(recipe(steps=1), corpus, tmp_path / "one", tokenizer_file, device="cpu",
+                progress=False)  # fmt: skip
+    lines = [f"The dog number {i}\tEl perro n\u00famero {i}\n" for i in range(300)]
+    (tmp_path / "es").mkdir()
+    (tmp_path / "es" / "dogs.en-es.tsv").write_text("".join(lines))
+    config = recipe(model="init", steps=1, data={"languages": ["en", "es"]})
+    two = start(config, tmp_path / "es", tmp_path / "two", tokenizer_file, one, [], "cpu", False)
+    meta = json.loads((two / "meta.json").read_text())
+    assert list(meta["languages"]) == ["en", "de", "es"]
+    assert meta["pairs"] == [["de", "en"], ["en", "de"], ["en", "es"], ["es", "en"]]
+    before, after = (load_tokenizer(f) for f in (tokenizer_file, two / "tokenizer.json"))
+    assert [after.token_to_id(f"<|{side}:es|>") for side in ("src", "tgt")] == [7, 8]
+    assert before.id_to_token(7) == "<|reserved:0|>" and after.token_to_id("<|src:de|>") == 4
+    text = "El perro: <|src:es|>"
+    assert after.encode(text).ids == before.encode(text).ids
+    assert checkpoint_translator(two)(["The dog"], "en", "es")[0][1] in ("stop", "length")
+    # a third run, given the first tokenizer again, keeps the names of the second
+    config = recipe(steps=1, model="init")
+    three = start(config, corpus, tmp_path / "three", tokenizer_file, two, [], "cpu", False)
+    assert (three / "tokenizer.json").read_bytes() == (two / "tokenizer.json").read_bytes()

@@ -20,7 +20,9 @@ from training.tokenizer import (
     report,
     special_tokens,
     table,
+    tokens_of,
     train_tokenizer,
+    with_tokens,
 )
 
 
@@ -76,6 +78,26 @@ def test_special_tokens_in_text_stay_text(tokenizer: Tokenizer, text: str) -> No
     ):
         assert min(encoded) >= SPECIAL
         assert tokenizer.decode(encoded) == text
+
+
+def test_names_take_the_place_of_reserved_entries(tokenizer_file: Path, tmp_path: Path) -> None:
+    old = load_tokenizer(tokenizer_file)
+    new = with_tokens(tokenizer_file, ["<|task:case|>", "<|src:en|>", *tokens_of(["es"])])
+    names = {i: n for n, i in new.get_vocab().items() if old.id_to_token(i) != n}
+    assert names == {7: "<|task:case|>", 8: "<|src:es|>", 9: "<|tgt:es|>"}
+    assert new.get_vocab_size() == old.get_vocab_size()
+    assert all(t.special for t in new.get_added_tokens_decoder().values())
+    assert ids(new, "a <|task:case|>") == ids(old, "a <|task:case|>")
+    new.save(str(tmp_path / "new.json"))
+    again = with_tokens(tokenizer_file, tokens_of(["fr"]), tmp_path / "new.json")
+    assert [again.id_to_token(i) for i in range(7, 12)] == [
+        "<|task:case|>", "<|src:es|>", "<|tgt:es|>", "<|src:fr|>", "<|tgt:fr|>",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="no <.task:t57.>, and no reserved entry left"):
+        with_tokens(tokenizer_file, [f"<|task:t{i}|>" for i in range(58)])
+    train_tokenizer(["other text"], 512, ["en", "de"]).save(str(tmp_path / "other.json"))
+    with pytest.raises(ConfigError, match="tokenizer.json: its tokens are not those of .*other"):
+        with_tokens(tokenizer_file, [], tmp_path / "other.json")
 
 
 def test_merges_are_learnt(tokenizer: Tokenizer, toy_lines: dict[str, list[str]]) -> None:
