@@ -240,8 +240,9 @@ def largest(x: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     blocks = x.size // _BLOCK
     if k > blocks:
         return np.flatnonzero(x >= _kth(x, k))
-    # k blocks have a maximum of at least `floor`, so the k-th largest value is no lower.
-    floor = _kth(x[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1), k)
+    # k blocks have a maximum of at least `floor`, so the k-th largest value is no lower. A block is
+    # every so manieth value: maxima over columns are much faster than over rows.
+    floor = _kth(x[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0), k)
     ids = np.flatnonzero(x >= floor)
     values = x[ids]
     return ids[values >= _kth(values, k)]
