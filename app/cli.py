@@ -51,17 +51,22 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
 def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "translate",
-        help="translate a text, a file or stdin",
+        help="translate a text, a file, a folder or stdin",
         description="Translate one text, printed while it is generated, or the lines of a file or\n"
         "of stdin as a batch: one line out for each line in, with its alternatives, best first,\n"
-        "between tabs. Those of one text are a line each, after their scores.",
+        "between tabs. Those of one text are a line each, after their scores. Of a folder, every\n"
+        "text and the source side of every corpus becomes a file of lines and translations to\n"
+        "train on; finished files are not made again.",
         epilog="example:\n  gpt2-mt translate --target de 'Good morning!'\n"
         "  gpt2-mt translate --target de --beam 4 --alternatives 4 'Good morning!'\n"
-        "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt",
+        "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt\n"
+        "  gpt2-mt translate --source en --target de --folder corpus --out made",
         formatter_class=_RAW,
     )
     parser.add_argument("text", nargs="*", help="the text (default: stdin)")
     parser.add_argument("--file", metavar="PATH", help="translate the lines of this file")
+    parser.add_argument("--folder", metavar="DIR", help="translate all texts and corpora in here")
+    parser.add_argument("--out", metavar="DIR", help="folder for the translations of --folder")
     parser.add_argument("--source", default="auto", metavar="CODE", help="default: auto")
     parser.add_argument("--target", required=True, metavar="CODE")
     parser.add_argument(

@@ -76,6 +76,8 @@ def _add_stage(
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
+    parser.add_argument("--add", metavar="DIR", type=Path, action="append", default=[],
+                        help="folder whose sources join the corpus; may be repeated")
     parser.add_argument("--tests", type=Path, action="append", default=[],
                         help="folder of test sets whose sentences must not be trained on; "
                         "may be repeated")  # fmt: skip
@@ -284,7 +286,7 @@ def train_stage(arguments: argparse.Namespace) -> int:
         )
     checkpoint = start(
         config, arguments.corpus, arguments.out, arguments.tokenizer, arguments.init,
-        arguments.tests, arguments.device, progress=not arguments.quiet,
+        arguments.tests, arguments.device, not arguments.quiet, arguments.add,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.write((arguments.out / "corpus.txt").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.commands.folder import translate_folder
 from app.commands.progress import Progress
 from app.errors import InvalidField
 from app.metrics import Metrics
@@ -27,15 +28,24 @@ _ANY = 10**9
 
 
 def run_translate(args: argparse.Namespace) -> int:
-    if args.text and args.file:
-        raise InvalidField("give either a text or --file, not both", param="file")
+    if bool(args.text) + bool(args.file) + bool(args.folder) > 1:
+        raise InvalidField("give one of text, --file and --folder, not both", param="file")
+    if bool(args.folder) != bool(args.out):
+        raise InvalidField("--folder and --out go together", param="out")
+    options = TranslateOptions(args.beam, args.length_penalty, args.alternatives)
+    if args.folder:
+        if args.alternatives:
+            raise InvalidField("--alternatives: not with --folder", param="alternatives")
+        if not Path(args.folder).is_dir():
+            raise InvalidField(f"--folder {args.folder!r}: no such folder", param="folder")
+        with _service(args) as service:
+            return _run(translate_folder(service, args, options))
     if args.file:
         lines, batch = _lines(_decoded(_bytes_of(args.file), args.file)), True
     else:
         text = " ".join(args.text) if args.text else _decoded(sys.stdin.buffer.read(), "stdin")
         lines = _lines(text)
         batch = not args.text and len(lines) > 1
-    options = TranslateOptions(args.beam, args.length_penalty, args.alternatives)
     with _service(args) as service:
         if batch:
             return _run(_translate_lines(service, lines, args.source, args.target, options))

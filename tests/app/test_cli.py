@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import subprocess
@@ -75,6 +76,63 @@ def test_alternatives(run: Run) -> None:
     code, out = run(*beam, "--alternatives", "3", stdin=lines)
     first, blank, number = out.splitlines()
     assert (first.split("\t"), blank) == (list(texts), "") and number.startswith("7 ")
+
+
+def test_a_folder_becomes_files_to_train_on(
+    run: Run, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("app.commands.folder._LINES", 2)
+    english = [*sentences[:3], sentences[0], "", "42"]
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    (corpus / "mono" / "de").mkdir(parents=True)
+    (corpus / "notes.txt").write_text("\n".join(english) + "\n", encoding="utf-8")
+    (corpus / "mono" / "de" / "book.txt").write_text("Guten Tag.\n")
+    chinese = ["Here.\t\u8fd9", "A new line.\t\u65b0"]
+    for pair, lines in (("de-en", ["Ja\tA new line."]), ("en-zh", chinese)):
+        with gzip.open(corpus / f"web.{pair}.tsv.gz", "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    (corpus / "train.en").write_text("Hello there.\n")
+    command = ["translate", "--source", "en", "--target", "fr", "--folder", str(corpus)]
+    assert run(*command, "--out", str(out)) == (0, "")
+    made = {p.name: gzip.decompress(p.read_bytes()).decode().splitlines() for p in out.iterdir()}
+    rows = {name: [line.split("\t") for line in lines] for name, lines in made.items()}
+    assert all(len(row) == 2 for lines in rows.values() for row in lines)
+    # the tiny model is random: what it cuts is left out, so sources are a subset of the lines
+    cut = {t for t in english if t} - {row[0] for row in rows["notes.en-to-fr.tsv.gz"]}
+    names = ("notes", "web.de-en", "web.en-zh", "corpus")
+    assert rows.keys() == {f"{name}.en-to-fr.tsv.gz" for name in names}
+    assert rows["notes.en-to-fr.tsv.gz"][-1] == ["42", "42"] and len(cut) <= 3
+    assert [row[0] for row in rows["web.en-zh.en-to-fr.tsv.gz"]] in ([], ["Here."])  # each once
+    whole = run("translate", "--source", "en", "--target", "fr", english[0])[1].strip()
+    expected = [] if english[0] in cut else [[english[0], " ".join(whole.split())]]
+    assert [r for r in rows["notes.en-to-fr.tsv.gz"] if r[0] == english[0]] == expected
+
+    first = out / "notes.en-to-fr.tsv.gz"
+    first.write_bytes(gzip.compress("kept\tgard\u00e9\n".encode()))
+    (out / "corpus.en-to-fr.tsv.gz").unlink()
+    run(*command, "--out", str(out))  # goes on with what is missing
+    assert gzip.decompress(first.read_bytes()).decode() == "kept\tgard\u00e9\n"
+    assert (out / "corpus.en-to-fr.tsv.gz").exists() and not list(out.glob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_translated(run: Run, tmp_path: Path) -> None:
+    def refused(match: str, *more: str) -> None:
+        with pytest.raises(InvalidField, match=match):
+            run("translate", "--target", "fr", *more)
+
+    folder, out = tmp_path / "in", ("--out", str(tmp_path / "out"))
+    refused("in'?: no such folder", "--folder", str(folder), *out, "--source", "en")
+    folder.mkdir()
+    refused("no text in 'en'", "--folder", str(folder), *out, "--source", "en")
+    (folder / "a.en-de.tsv").write_text("one\ttwo\n")
+    refused("--source", "--folder", str(folder), *out)
+    refused("go together", "--folder", str(folder))
+    refused("not both", "--folder", str(folder), *out, "text")
+    (folder / "a.de-en.tsv").write_text("no tab\n")
+    refused("a.de-en.tsv', line 1: no tab", "--folder", str(folder), *out, "--source", "en")
+    (folder / "a.de-en.tsv").write_bytes(b"fine\tfine\nD\xfcrr\tx\n")
+    refused("a.de-en.tsv', line 2: .*utf-8", "--folder", str(folder), *out, "--source", "en")
 
 
 def test_a_prompt_is_continued(run: Run) -> None:
