@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from training import distil
 from training.batches import IGNORED, Batch
-from training.config import DistilConfig
+from training.config import DistilConfig, RunConfig
 from training.distil import (
     Distiller,
     Soft,
@@ -23,6 +24,7 @@ from training.distil import (
     words_loss,
 )
 from training.errors import ConfigError
+from training.learner import Learner
 from training.model import GPT, ModelConfig
 from training.teachers import Teacher
 
@@ -207,3 +209,37 @@ def test_sizes_that_do_not_go_together_are_refused(
     distiller = Distiller(DistilConfig({"*": "x"}, **keys), "causal", {"en-de": teacher})
     with pytest.raises(ConfigError, match=words):
         distiller.check(model.config, 20)
+
+
+def test_gradients_of_a_learner_are_those_of_the_weighted_sum(
+    model: GPT, recipe: Callable[..., RunConfig]
+) -> None:
+    """The loop divides each term by its denominator; labels and words come by one product."""
+    config = recipe(label_smoothing=0.1, distil={
+        "teachers": {"*": "x"}, "words": 0.6, "temperature": 2.0, "relations": 0.3})  # fmt: skip
+    distiller = Distiller(config.distil, "causal", {"en-de": make(1), "de-en": make(2)})
+    learner = Learner(model, config, torch.float32, distiller)
+    batch = some_batch([0, 1, -1, 0])
+    logs, ids = torch.randn(4, 9, 97).log_softmax(dim=-1).topk(7)
+    logs[2] = -torch.inf
+    batch = replace(batch, extra=batch.extra | {"word_ids": ids, "word_logs": logs})
+    counts = learner.counts(batch)
+    terms = learner(batch)
+    assert {name: term.count for name, term in terms.items()} == counts
+    over = learner.denominators(counts)
+    loss = torch.stack([learner.weights[k] * t.total / over[k] for k, t in terms.items()]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    hidden, cache = model(batch.ids, lengths=batch.lengths)
+    chosen = batch.targets != IGNORED
+    weight: Any = model.transformer["wte"].weight
+    mixed, _, _ = plain_words_loss(hidden[chosen], weight, batch.targets[chosen],
+                                   Soft(ids[chosen], logs[chosen]), 0.6, 2.0, 0.1)  # fmt: skip
+    near = distiller.distances(batch, hidden, cache)["relations"]
+    expected = mixed / int(chosen.sum()) + 0.3 * near / counts["relations"]
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2_mt.cli import main
 from training import shards, teach
 from training.checkpoint import save_checkpoint
 from training.corpus import Cleaner, LeakCheck, Source, scan
@@ -73,7 +74,7 @@ def test_rows_are_the_translators_own(
     translator = checkpoint_translator(checkpoint, beam=beam)
     for name, texts in (("toy", toy_lines["en"][:50]), ("mono_book", toy_lines["en"][50:70])):
         assert texts == teach.texts_of(sources, "en", None)[name.replace("_", "/")]
-        expected = [
+        expected: list[tuple[str, str, Any]] = [
             (text, " ".join(output.split()), pytest.approx(score, abs=1e-4))
             for text, (output, reason, score) in zip(
                 texts, translator.scored(texts, "en", "de"), strict=True
@@ -192,3 +193,23 @@ def test_what_cannot_teach_is_refused(
         values: dict[str, Any] = {"direction": "en-de", "sources": ("*",), **keys}
         with pytest.raises((ConfigError, CorpusError), match=words):
             texts_to_translate(TranslateConfig("", **values), corpus)
+
+
+def test_the_command(
+    tmp_path: Path, checkpoint: Path, corpus: Path, sources: list[Source],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "tests").mkdir()
+    tested = (corpus / "train.en").read_text().splitlines()[3]
+    (tmp_path / "tests" / "set.en").write_text(tested + "\n")
+    status = main([
+        "train", "teach", str(checkpoint), "--corpus", str(corpus), "--direction", "en-de",
+        "--sources", "toy", "--out", str(tmp_path / "out"), "--tests", str(tmp_path / "tests"),
+        "--device", "cpu", "--threads", "1", "--quiet",
+    ])  # fmt: skip
+    assert status == 0
+    teach.teach(checkpoint, sources, "en-de", tmp_path / "all", progress=False)
+    written = rows(tmp_path / "out" / FILE)
+    assert written == [row for row in rows(tmp_path / "all" / FILE) if row[0] != tested]
+    assert f"out/{FILE}: {len(written)} translations" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").glob("*.gz")] == [FILE]
