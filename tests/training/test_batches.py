@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training.batches import IGNORED, Batch, Cursor, PairRows, Stream, Tags, TextRows, sample
 from training.corpus import Source
@@ -251,3 +252,36 @@ def test_a_corpus_without_fitting_examples_is_named(pair_shards: list[Shard], ta
     ):
         with pytest.raises(CorpusError, match="no example that fits data.max_tokens"):
             next(stream(Cursor()))
+
+
+# -- noise on sources
+
+
+def test_noise_hides_a_share_of_source_tokens_alone(
+    pair_shards: list[Shard], tags: Tags, rng: np.random.Generator
+) -> None:
+    rows = PairRows(pair_shards, [1.0] * 3, tags, 100, noise=0.2)
+    hidden = tokens = 0
+    for group in rows.batches(rows.choose(rng), TOKENS):
+        clean, noisy = rows.collate(group), rows.collate(group, rng=rng)
+        assert torch.equal(noisy.extra["original"], clean.ids) and not clean.extra
+        assert torch.equal(noisy.targets, clean.targets)
+        inside = torch.arange(clean.ids.shape[1]) < clean.prefix[:, None] - 1
+        inside[:, :2] = False  # the tags
+        changed = noisy.ids != clean.ids
+        assert not (changed & ~inside).any() and (noisy.ids[changed] == tags.mask).all()
+        hidden, tokens = hidden + int(changed.sum()), tokens + int(inside.sum())
+    assert hidden / tokens == pytest.approx(0.2, abs=0.01)
+
+
+def test_noise_depends_on_a_batch_s_place_alone(pair_shards: list[Shard], tags: Tags) -> None:
+    noisy, clean = (
+        Stream(PairRows(pair_shards, [1.0] * 3, tags, 100, noise=noise), None, TOKENS, 1)
+        for noise in (0.3, 0.0)
+    )
+    first = [key_of(b) for b in islice(noisy(Cursor()), 4)]
+    assert [key_of(b) for b in islice(noisy(Cursor(index=2)), 2)] == first[2:]
+    plain = list(islice(clean(Cursor()), 4))
+    assert [key_of(b) for b in plain] != first and not any(b.extra for b in plain)
+    originals = [b.extra["original"] for b in islice(noisy(Cursor()), 4)]
+    assert all(torch.equal(a, b.ids) for a, b in zip(originals, plain, strict=True))
