@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ def share(module: nn.Module, parallel: str, ranks: Ranks) -> nn.Module:
     if ranks.world == 1:
         return module
     if parallel == "fsdp":
+        # Keys and values, which a block returns, are views; nothing here writes into them.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
         for part in module.modules():
             if isinstance(part, Block):
                 fully_shard(part)
@@ -151,14 +154,23 @@ def exchanging(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 @contextmanager
-def whole_root(module: nn.Module) -> Iterator[None]:
-    """Within, the parts of a sharded module may be called on their own, by all ranks alike."""
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Within, each rank has the whole module and may call its parts on its own.
+
+    All ranks enter; gathering once is also cheaper than once a token while decoding.
+    """
     if not isinstance(module, FSDPModule):
         yield
         return
-    module.unshard()
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    module.set_reshard_after_forward(False)
+    for part in parts:
+        part.unshard()
     yield
-    module.reshard()
+    for part in parts:
+        part.reshard()
+    module.set_reshard_after_forward(True)
+    module.set_reshard_after_forward(False, recurse=False)  # the root's are needed at once
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ from training.distributed import (
     load_weights,
     require_even,
     share,
+    unsharded,
     whole,
-    whole_root,
 )
 from training.errors import CheckpointError, SaveError, TrainingError
 from training.learner import Learner, step_counts
@@ -219,7 +219,7 @@ class Run:
     def _validated(self) -> dict[str, float]:
         self.learner.eval()
         eager = torch.compiler.set_stance("force_eager")  # or each new shape would be compiled
-        with (self.average.in_place(), whole_root(self.driven), torch.inference_mode(),
+        with (self.average.in_place(), unsharded(self.driven), torch.inference_mode(),
               self.autocast, eager):  # fmt: skip
             figures = self.ranks.agree(self.validate(self.learner))
         if self.learner.distiller is not None:
