@@ -20,11 +20,7 @@ check: $(DEV)/.ready  ## lint and types
 demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in under 3 minutes
 	rm -rf $(OUT)
 	$(DEV)/bin/python -m tests.toy $(OUT)/corpus
-	$(DEV)/bin/gpt2-mt train tokenizer --corpus $(OUT)/corpus --languages en,zh,de,fr --vocabulary 768 --out $(OUT)/tokenizer
-	$(DEV)/bin/gpt2-mt train pretrain demo-pretrain --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --tokenizer $(OUT)/tokenizer/tokenizer.json --out $(OUT)/pretrain
-	$(DEV)/bin/gpt2-mt train finetune demo-finetune --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --tokenizer $(OUT)/tokenizer/tokenizer.json --init $(OUT)/pretrain/checkpoint --out $(OUT)/finetune
-	$(DEV)/bin/gpt2-mt export $(OUT)/finetune/checkpoint $(OUT)/bundle --precision int8 --testset $(OUT)/corpus/tests
-	$(DEV)/bin/gpt2-mt evaluate $(OUT)/bundle $(OUT)/corpus/tests
+	$(DEV)/bin/gpt2-mt build demo --threads 1 --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --out $(OUT)
 	$(DEV)/bin/gpt2-mt translate --bundle $(OUT)/bundle --source en --target de 'The doctor sells some bread today.'
 
 # A virtual environment from the first prerequisite, its pinned requirements.
