@@ -96,13 +96,20 @@ class _FusedWords(torch.autograd.Function):
 
 
 def _probabilities(scores: Tensor, a: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(1 - a) softmax(scores) + a t softmax(scores / t), and the logarithms of both norms."""
-    norm = scores.logsumexp(dim=1, keepdim=True)  # (block, 1)
+    """(1 - a) softmax(scores) + a t softmax(scores / t), and the logarithms of both norms.
+
+    In place of the scores, with as few passes over them as can be.
+    """
+    top = scores.amax(dim=1, keepdim=True)  # (block, 1)
+    scores.sub_(top)
     if t == 1:
-        return scores.sub_(norm).exp_(), norm, norm
-    soft_norm = (scores / t).logsumexp(dim=1, keepdim=True)
-    soft = (scores / t).sub_(soft_norm).exp_().mul_(a * t)
-    return soft.addcmul_(scores.sub_(norm).exp_(), 1 - a), norm, soft_norm
+        norm = scores.exp_().sum(dim=1, keepdim=True)
+        return scores.div_(norm), norm.log() + top, norm.log() + top
+    soft = (scores / t).exp_()
+    soft_norm = soft.sum(dim=1, keepdim=True)
+    norm = scores.exp_().sum(dim=1, keepdim=True)
+    scores.mul_((1 - a) / norm).addcmul_(soft, a * t / soft_norm)
+    return scores, norm.log() + top, soft_norm.log() + top / t
 
 
 def words_loss(
