@@ -7,6 +7,7 @@ Anything that the exported graph could not express is refused by name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{str(folder / 'tokenizer.json')!r} is missing")
     dimensions = _dimensions(config)
-    tensors = _read_tensors(folder / "model.safetensors", dimensions)
+    weights = folder / "model.safetensors"
+    tensors = _read_tensors(weights, dimensions)
+    if meta.get("sha256", digest := _sha256(weights)) != digest:
+        raise CheckpointError(
+            f"{str(weights)!r} is damaged: sha256 {digest}, meta.json says {meta['sha256']}"
+        )
     return Checkpoint(folder, dimensions, tensors, config, meta)
 
 
@@ -137,6 +143,11 @@ def _dimensions(config: dict[str, Any]) -> Dimensions:
             f"config.json: n_embd {width} / n_head {dimensions.heads} must be a multiple of 8"
         )
     return dimensions
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_tensors(path: Path, dimensions: Dimensions) -> Tensors:

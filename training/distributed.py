@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -128,10 +129,12 @@ def share(module: nn.Module, parallel: str, ranks: Ranks) -> nn.Module:
     if parallel == "fsdp":
         # Keys and values, which a block returns, are views; nothing here writes into them.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+        device = next(module.parameters()).device
+        mesh = init_device_mesh(device.type, (ranks.world,))
         for part in module.modules():
             if isinstance(part, Block):
-                fully_shard(part)
-        fully_shard(module)
+                fully_shard(part, mesh=mesh)
+        fully_shard(module, mesh=mesh)
         return module
     # A micro-batch of one form leaves the heads of other forms without a gradient.
     unused = any(not name.startswith("model.") for name, _ in module.named_parameters())

@@ -201,9 +201,11 @@ class Run:
         bad = {}
         for (place, batch), loss in zip(micro.items(), losses, strict=True):
             if not torch.isfinite(loss):
-                rows = [ids[:n].tolist() for ids, n in zip(batch.ids, batch.lengths, strict=True)]
+                rows = [ids[:n].tolist() for part in batch.parts
+                        for ids, n in zip(part.ids, part.lengths, strict=True)]  # fmt: skip
                 texts = [decode(row, skip_special_tokens=False) for row in rows]
-                bad[f"{place} ({batch.form} {batch.tag}".rstrip() + ")"] = texts
+                kind = f"{', '.join(part.form for part in batch.parts)} {batch.tag}".rstrip()
+                bad[f"{place} ({kind})"] = texts
         named = {place: texts for part in self.ranks.gather(bad) for place, texts in part.items()}
         every = [place for part in self.ranks.gather(list(micro)) for place in part]
         file = self.folder / "diverged.txt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_values_that_are_not_finite(copy: Path) -> None:
 def test_damaged_tensors(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"\x00" * 64)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_checkpoint(copy)
+
+
+def test_weights_that_are_not_those_of_the_digest(copy: Path) -> None:
+    file, meta_file = copy / "model.safetensors", copy / "meta.json"
+    meta = json.loads(meta_file.read_text())
+    meta_file.write_text(json.dumps({**meta, "sha256": sha256(file.read_bytes()).hexdigest()}))
+    load_checkpoint(copy)
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged: sha256"):
         load_checkpoint(copy)
 
 
