@@ -28,8 +28,8 @@ FORMAT: Final = "gpt2-mt-bundle"
 FORMAT_VERSION: Final = 1
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
-    "generate": frozenset({"{text}"}),
 }
+TEXT_ONLY: Final = frozenset({"{text}"})
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
@@ -38,6 +38,10 @@ TokenId = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
 LayerName = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{layer\}[^{}]*$")]
+# "task:case" is the text-to-text task "case"
+TemplateName = Annotated[
+    str, StringConstraints(pattern=r"^(translate|generate|task:[a-z0-9][a-z0-9_\-]*)$")
+]
 Pair = tuple[Code, Code]
 
 
@@ -134,7 +138,7 @@ class Manifest(_Part):
     model: ModelSpec
     graph: GraphSpec
     tokens: Tokens
-    templates: dict[Literal["translate", "generate"], tuple[str, ...]]
+    templates: dict[TemplateName, tuple[str, ...]]
     languages: dict[Code, str]
     pairs: tuple[Pair, ...]
     limits: Limits
@@ -322,7 +326,7 @@ def _check_template(
         raise _fail(field, f"must hold the piece '{{text}}' once, got {list(pieces)}")
     for piece in pieces:
         for placeholder in _PLACEHOLDER.findall(piece):
-            if placeholder not in TEMPLATE_FIELDS[task]:
+            if placeholder not in TEMPLATE_FIELDS.get(task, TEXT_ONLY):
                 raise _fail(field, f"unknown placeholder {placeholder} in {piece!r}")
         if piece == "{text}":
             continue

@@ -84,7 +84,8 @@ def _register_generate(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser = commands.add_parser(
         "generate",
         help="continue a prompt",
-        description="Continue a prompt; the text is printed while it is generated.",
+        description="Continue a prompt; the text is printed while it is generated. With --task,\n"
+        "the prompt is the input of a text-to-text task that the model has learnt.",
         epilog="example:\n  gpt2-mt generate --temperature 0.8 --top-k 50 --seed 7 'Once upon'",
         formatter_class=_RAW,
     )
@@ -98,6 +99,7 @@ def _register_generate(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--seed", type=int)
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="may be given repeatedly")
+    parser.add_argument("--task", default="", help="one of the tasks that `gpt2-mt info` names")
     _add_engine(parser)
     parser.set_defaults(run=generate)
 

@@ -187,11 +187,13 @@ class Translator:
 
 
 def checkpoint_translator(
-    folder: Path, batch: int = 64, threads: int = 0, beam: int = 1, length_penalty: float = 1.0
-) -> Translator:
+    folder: Path, batch: int = 64, threads: int = 0, beam: int = 1, length_penalty: float = 1.0,
+    task: str = "",
+) -> Translator:  # fmt: skip
     """A translator by a checkpoint, greedy or by beam search, `batch` lines at a time.
 
-    Raises CheckpointError if the checkpoint is damaged or was not fine-tuned for translation.
+    With `task` it does this text-to-text task instead, whatever source and target it is given.
+    Raises CheckpointError if the checkpoint is damaged or was not fine-tuned for it.
     """
     from training.checkpoint import load_checkpoint
     from training.tokenizer import load_tokenizer
@@ -201,9 +203,10 @@ def checkpoint_translator(
     model, meta = load_checkpoint(folder)
     model.eval()
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    template = meta.get("templates", {}).get("translate")
+    template = meta.get("templates", {}).get(f"task:{task}" if task else "translate")
     if not template:
-        raise CheckpointError(f"checkpoint {folder}: meta.json has no translation template")
+        name = f"template for the task {task!r}" if task else "translation template"
+        raise CheckpointError(f"checkpoint {folder}: meta.json has no {name}")
     mask = meta.get("mask", "causal")
     return Translator(folder, model, tokenizer, template, mask, batch, beam, length_penalty)
 

@@ -130,6 +130,10 @@ class GenerateRequest(_Request):
     n: Annotated[int, _within(BOUNDS["n"])] = Field(
         1, description="Generations of each prompt: the first n are of the first one."
     )
+    task: Annotated[str, StringConstraints(max_length=64)] = Field(
+        "", description="A text-to-text task of the model (`task:` in `/v1/models`): prompts are "
+        "its inputs."
+    )
     stream: bool = Field(False, description="Answer by server-sent events.")
     timeout_s: TimeoutS = None
 

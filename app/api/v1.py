@@ -258,6 +258,7 @@ def _options(body: GenerateRequest) -> GenerateOptions:
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=body.logprobs,
         n=body.n,
+        task=body.task,
     )
 
 

@@ -64,6 +64,7 @@ def run_generate(args: argparse.Namespace) -> int:
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
         stop=tuple(args.stop or ()),
+        task=args.task,
     )
     given = " ".join(args.prompt)
     prompt = given if args.prompt else _decoded(sys.stdin.buffer.read(), "stdin")

@@ -66,6 +66,7 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # alternatives told at each token; None: not even its own
     n: int = 1  # generations of each prompt
+    task: str = ""  # answers each prompt as a text-to-text task of the model, not by its rest
 
     def __post_init__(self) -> None:
         for name, bounds in BOUNDS.items():
@@ -167,6 +168,11 @@ class Generator:
         tokens: bool = True,
     ) -> GenerationStream:
         """Submit; the caller must iterate `chunks()` or call `close()`."""
+        if options.task and options.task not in (known := self._tokenizer.tasks()):
+            raise InvalidField(
+                f"task is {options.task!r}: this model knows {', '.join(known) or 'none'}",
+                param="task",
+            )
         items = check_texts(prompts, self._limits, "prompt")
         fields = names(prompts, "prompt")
         if len(items) * options.n > self._limits.max_items:
@@ -202,7 +208,8 @@ class Generator:
         for item, field in zip(items, fields, strict=True):
             if not item:
                 raise InvalidField(f"{field} is empty", param=field)
-            ids = self._tokenizer.generation_prompt(self._tokenizer.encode(item, param=field))
+            text = self._tokenizer.encode(item, param=field)
+            ids = self._tokenizer.generation_prompt(text, options.task)
             room = min(self._limits.max_prompt_tokens, self._limits.context - 1)
             if len(ids) > room:
                 raise TooLong(f"{field} has {len(ids)} tokens, at most {room} fit", param=field)

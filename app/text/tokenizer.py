@@ -54,8 +54,13 @@ class TextTokenizer:
     def translation_prompt(self, source: str, target: str, text: Sequence[int]) -> tuple[int, ...]:
         return self._prompt("translate", {"{source}": source, "{target}": target}, text)
 
-    def generation_prompt(self, text: Sequence[int]) -> tuple[int, ...]:
-        return self._prompt("generate", {}, text)
+    def generation_prompt(self, text: Sequence[int], task: str = "") -> tuple[int, ...]:
+        """To continue a text or, with one of `tasks()`, to answer it."""
+        return self._prompt(f"task:{task}" if task else "generate", {}, text)
+
+    def tasks(self) -> list[str]:
+        """The text-to-text tasks that the bundle learnt besides translation."""
+        return sorted(n.removeprefix("task:") for n in self._templates if n.startswith("task:"))
 
     def overhead(self, task: str) -> int:
         """Tokens that a task's template adds to the text."""

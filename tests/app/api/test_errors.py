@@ -31,6 +31,8 @@ def problem(response: httpx.Response, status: int, param: str | None = None) -> 
 
 WRONG = [
     ("/v1/translate", {"text": 5}, "text", "invalid_field"),
+    ("/v1/generate", {"task": "summary"}, "task", "invalid_field"),
+    ("/v1/generate", {"task": None}, "task", "invalid_field"),
     ("/v1/translate", {"text": None}, "text", "invalid_field"),
     ("/v1/translate", {"text": {"a": 1}}, "text", "invalid_field"),
     ("/v1/translate", {"text": ["a", 5]}, "text[1]", "invalid_field"),

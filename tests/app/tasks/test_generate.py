@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from app.api.schemas import GenerateRequest
+from app.bundle import Bundle
 from app.errors import InvalidField, TooLong
-from app.service import Service
+from app.metrics import Metrics
+from app.service import Service, ServiceOptions
 from app.tasks.generate import (
     BOUNDS,
     Chunk,
@@ -214,3 +219,37 @@ def test_the_http_schema_has_the_same_bounds() -> None:
 def test_sampling_options_ask_for_sampling() -> None:
     assert default_temperature(None, None, None) == 0.0
     assert default_temperature(None, None, 0) == default_temperature(1, None, None) == 1.0
+
+
+@pytest.fixture(scope="module")
+def tasked(fp32_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The tiny bundle with a template for a task of the name "case"."""
+    folder = tmp_path_factory.mktemp("tasked") / "bundle"
+    shutil.copytree(fp32_bundle.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["templates"]["task:case"] = ["<|reserved:0|>", "{text}", "<|sep|>"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    opened = Service.open(folder, ServiceOptions(slots=4, threads=1), Metrics())
+    opened.engine.start()
+    yield opened
+    opened.engine.stop(drain=False)
+
+
+def test_a_task_has_its_own_prompt(tasked: Service) -> None:
+    (plain,), (answer,) = (
+        texts(generate(tasked, "The book", replace(OPTIONS, task=task))) for task in ("", "case")
+    )
+    assert plain != answer
+    tokens = {
+        task: generate(tasked, "The book", replace(OPTIONS, task=task)).usage.prompt_tokens
+        for task in ("", "case")
+    }
+    assert tokens["case"] == tokens[""] + 1  # <task> text <sep> for <end> text
+    with pytest.raises(InvalidField, match="task is 'sum': this model knows case") as caught:
+        generate(tasked, "The book", replace(OPTIONS, task="sum"))
+    assert caught.value.param == "task"
+
+
+def test_a_model_without_tasks_says_so(service: Service) -> None:
+    with pytest.raises(InvalidField, match="task is 'case': this model knows none"):
+        generate(service, "The book", replace(OPTIONS, task="case"))
