@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from gpt2_mt.cli import main
+from training.distributed import Ranks
 from training.errors import ConfigError, CorpusError, TrainingError
 from training.pipeline import load_pipeline
 from training.results import read_results
@@ -222,6 +223,24 @@ def test_one_command_at_a_time(corpus: Path, file: Path, out: Path) -> None:
         pass
     with second.alone():  # and free again
         pass
+
+
+def test_other_ranks_train_and_make_nothing_else(
+    tmp_path: Path, corpus: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second(Ranks):
+        def agree(self, value: Any) -> Any:
+            return "new"  # what the first rank found
+
+        def wait(self) -> None:
+            pass
+
+    trained: list[str] = []
+    monkeypatch.setattr("training.runner.start", lambda *a, **_: trained.append(a[2].name))
+    out = tmp_path / "out"
+    Runner(load_pipeline(file), Where(corpus, out), ranks=Second(1, 2)).run(Seen())
+    assert trained == ["pretrained", "student"]
+    assert not out.exists()
 
 
 def weights_of(out: Path, stage: str) -> bytes:
