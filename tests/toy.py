@@ -79,5 +79,16 @@ def write(folder: Path, held_out: int = 100, seed: int = 7) -> None:
             (folder / name).write_text("\n".join(part) + "\n", encoding="utf-8")
 
 
+def write_task(file: Path, seed: int = 7) -> list[tuple[str, str]]:
+    """Write the task of restoring punctuation and capitals, a German sentence (of which the nouns
+    have capitals) an example; returns 60 examples that are not in the file."""
+    lines = [line[LANGUAGES.index("de")] for line in sentences()]
+    random.Random(seed).shuffle(lines)
+    pairs = [(line.replace(".", "").lower(), line) for line in lines]
+    rows = "".join(f"{bare}\t{whole}\n" for bare, whole in pairs[60:])
+    file.write_text(rows, encoding="utf-8")
+    return pairs[:60]
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
