@@ -15,8 +15,11 @@ from training.corpus import Cleaner, find_sources
 from training.errors import ConfigError, CorpusError
 from training.tokenizer import (
     SPECIAL,
+    LanguageReport,
     balanced_sample,
+    beside_gpt2,
     load_tokenizer,
+    make_tokenizer,
     report,
     special_tokens,
     table,
@@ -174,8 +177,10 @@ def test_report_on_a_case_done_by_hand() -> None:
     assert chinese.premium == 9 / 8
     assert english.round_trip and chinese.round_trip
     lines_of_table = table([english, chinese]).splitlines()
-    assert lines_of_table[1].split() == ["en", "1.00", "1.000", "2.67", "1.00", "identity"]
-    assert lines_of_table[2].split() == ["zh", "1.00", "3.000", "4.50", "1.12", "identity"]
+    assert english.used == 8 / 320  # a, b, c, d, e, f, g and the space
+    cells = ["1.00", "1.000", "2.67", "1.00", "0.00", "%", "2.5", "%"]
+    assert lines_of_table[1].split() == ["en", *cells]
+    assert lines_of_table[2].split()[:6] == ["zh", "1.00", "3.000", "4.50", "1.12", "0.00"]
 
 
 def test_no_premium_without_parallel_english() -> None:
@@ -192,7 +197,22 @@ def test_report_says_when_the_round_trip_fails() -> None:
     lossy = bytes_only()
     lossy.normalizer = normalizers.Lowercase()
     rows = report(lossy, {"en": ["Upper"]})
-    assert not rows[0].round_trip and table(rows).endswith("NO")
+    assert not rows[0].round_trip and rows[0].unknown == 1 / 5
+    assert "20.00 %" in table(rows)
+
+
+def test_goals_and_gpt2_stand_beside_flores(tmp_path: Path, corpus: Path) -> None:
+    rows = [LanguageReport("en", 4.01, 0.2, 1.3, 1.0, 0.0, 0.1),
+            LanguageReport("zh", 3.79, 0.8, 16.0, 0.99, 0.0, 0.1),
+            LanguageReport("ja", 3.0, 0.8, 16.0, 1.3, 0.0, 0.1)]  # fmt: skip
+    english, chinese = (line.split() for line in beside_gpt2(rows).splitlines()[2:])
+    assert english == ["en", "4.01", "4.93", ">=", "4.0", "met", "1.00", "1.00"]
+    assert chinese == ["zh", "3.79", "1.42", ">=", "3.8", "missed", "0.99", "3.21", "<=", "1.0",
+                       "met"]  # fmt: skip
+    sets = {name: {"en": ["a line"]} for name in ("flores101_devtest", "other")}
+    text = make_tokenizer(find_sources(corpus, ["en", "de"]), {"*": 1.0}, ["en", "de"], 400, 0.01,
+                          tmp_path, sets)  # fmt: skip
+    assert text.count("GPT-2's 50,257") == 1 and text == (tmp_path / "report.txt").read_text()
 
 
 def test_a_language_without_text_is_named() -> None:
