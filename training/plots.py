@@ -37,6 +37,8 @@ def curves(
             low, high = ([v + sign * s for v, s in zip(y, spread[label], strict=True)]
                          for sign in (-1, 1))  # fmt: skip
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(v == int(v) for x, _ in lines.values()
+                                                            for v in x)))  # fmt: skip
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     return _finish(figure, axes, path, len(lines))
 

@@ -113,6 +113,8 @@ def _stage(stage: Stage, folder: Path, figures: Path) -> Iterable[str]:
     for file in ("report.txt", "corpus.txt"):  # a tokenizer's, a run's
         if (folder / file).exists():
             yield f"```\n{(folder / file).read_text(encoding='utf-8').rstrip()}\n```"
+    if stage.kind == "translate":
+        yield _translated(folder)
     entries = list(read_metrics(folder))
     if not entries:
         return
@@ -138,6 +140,16 @@ def _stage(stage: Stage, folder: Path, figures: Path) -> Iterable[str]:
             [tag, *(f"{f[n]:.4g}" if n in f else "-" for n in names)] for tag, f in valid.items()
         ])  # fmt: skip
         yield "\n".join(f"- {k}: {v}" for k, v in results.get("signatures", {}).items())
+
+
+def _translated(folder: Path) -> str:
+    """What a teacher wrote, and why it left texts out; who learns from it validates it again."""
+    counts = {file.name: _json(Path(str(file).removesuffix(".tsv.gz") + ".json")).get("counts", {})
+              for file in sorted(folder.glob("*.tsv.gz"))}  # fmt: skip
+    reasons = ["kept", *sorted({r for c in counts.values() for r in c} - {"kept"})]
+    return _table(["file", *reasons], [
+        [name, *(f"{of.get(reason, 0):,}" for reason in reasons)] for name, of in counts.items()
+    ])  # fmt: skip
 
 
 def _losses(entries: Sequence[dict[str, Any]]) -> dict[str, Line]:

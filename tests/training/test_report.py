@@ -58,6 +58,8 @@ def pipeline(tmp_path: Path) -> Pipeline:
     put(out / "tokenizer" / "stage.json", {"done": True, "seconds": 1.0})
     (out / "tokenizer" / "report.txt").write_text("sample\nlanguage bytes/token\nen 4.25\n")
     put(out / "forward" / "stage.json", {"done": True, "seconds": 3661.0})
+    put(out / "forward" / "a.en-to-de.json", {"counts": {"kept": 1990, "too long": 10}})
+    (out / "forward" / "a.en-to-de.tsv.gz").touch()
     for name, terms in (("pretrained", ("causal", "masking")), ("teacher", ("translation",)),
                         ("student", ("translation",))):  # fmt: skip
         log = [{"step": i, "loss": 5.0 / i, **{f"loss/{t}": 4.0 / i for t in terms},
@@ -95,6 +97,7 @@ def test_every_part_is_there(tmp_path: Path, pipeline: Pipeline) -> None:
     assert "| en-de | 1.5 | 0.375 |" in text and "- bits_per_byte: bits over bytes" in text
     teacher = text.partition("## teacher\n")[2].partition("## forward")[0]
     assert 'data.directions = ["en-de"]' in teacher and "dropout = 0.25" in teacher
+    assert "| a.en-to-de.tsv.gz | 1,990 | 10 |" in text and "| file | kept | too long |" in text
     assert "source_loss" not in teacher, "defaults are not listed"
     assert re.search(r"Python 3\S+, torch \S+", text) and "- Commit " in text
 
