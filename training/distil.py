@@ -19,7 +19,7 @@ from torch import Tensor
 
 from training.batches import IGNORED, Batch, Stream, way_of
 from training.config import DistilConfig, RunConfig
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
 from training.model import GPT, Cache, MaskMode, ModelConfig, attention_mask
 from training.teachers import Teacher, open_teachers
 from training.words import Keeper, PairTeaching, TextTeaching
@@ -219,6 +219,20 @@ class Distiller:
         """Switch ways on and off as the figures of a validation say (training.judge)."""
         for way, on in self.on.items():
             self.on[way] = bool(figures.get(f"distil/{way}", on))
+
+    def state(self) -> dict[str, Any]:
+        """What a run has to remember: which ways are on, and who the teachers are."""
+        return {"on": self.on, "teachers": {way: t.digest for way, t in self.teachers.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError if the teachers are not those the run was started with."""
+        for way, mark in self.state()["teachers"].items():
+            if state["teachers"].get(way) != mark:
+                raise CheckpointError(
+                    f"the teacher {self.teachers[way].folder} for {way} is not the one that the "
+                    "run was started with"
+                )
+        self.on.update(state["on"])
 
     def label_weight(self, name: str) -> float:
         """The share of the labels in a term of tokens, the rest being the words'."""

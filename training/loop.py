@@ -252,7 +252,7 @@ class Run:
         values = {
             "step": self.step, "elapsed": self.elapsed, "tokens": self.tokens,
             "cursor": asdict(self.cursor), "threads": torch.get_num_threads(),
-            "distil": self.learner.distiller.on if self.learner.distiller else {},
+            "distil": self.learner.distiller.state() if self.learner.distiller else {},
             "ranks": self.ranks.world, "averaged": self.average.taken,
         }  # fmt: skip
         with replacing(self.folder / "last") as new:
@@ -285,7 +285,7 @@ class Run:
             self.tokens, self.cursor = values["tokens"], Cursor(**values["cursor"])
             threads, world = values["threads"], values["ranks"]
             if self.learner.distiller is not None:
-                self.learner.distiller.on.update(values["distil"])
+                self.learner.distiller.restore(values["distil"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{last}/state.json: {error!r}") from None
         except CheckpointError as error:

@@ -24,7 +24,7 @@ from training.errors import CheckpointError, CorpusError
 from training.evaluate import Translator, checkpoint_translator
 from training.shards import held_out
 from training.teachers import Teacher
-from training.words import digest
+from training.words import digest, saving
 
 BLOCK = 1024  # texts between two writes
 BATCH = 128  # texts that are decoded together
@@ -38,7 +38,7 @@ def teach(
     """Write one file a source name into `out`; returns what was kept and left out, by file.
 
     A text is translated once, whatever the number of sources it is in. Raises CheckpointError for
-    a teacher that does not know the direction.
+    a teacher that does not know the direction, SaveError when the disk takes no more.
     """
     language, target = direction.split("-")
     teacher = Teacher.open(checkpoint, device or torch.device("cpu"))
@@ -49,7 +49,6 @@ def teach(
     by_name = {name: texts for name, texts in texts_of(sources, language, leaks).items() if texts}
     if not by_name:
         raise CorpusError(f"nothing in {language} to translate into {target}")
-    out.mkdir(parents=True, exist_ok=True)
     translator: Translator | None = None
     counts = {}
     for name, texts in sorted(by_name.items()):
@@ -60,7 +59,9 @@ def teach(
             if translator is None:
                 translator = checkpoint_translator(checkpoint, BATCH, beam=beam)
                 translator.model.to(teacher.device)
-            done = _write(file, texts, translator, (language, target), mark, progress)
+            with saving(file):
+                out.mkdir(parents=True, exist_ok=True)
+                done = _write(file, texts, translator, (language, target), mark, progress)
         counts[file.name] = done
     return counts
 
@@ -157,11 +158,11 @@ def _finished(partial: Path, mark: str) -> list[dict[str, Any]]:
             for number, line in enumerate(file):
                 if number == 0 and line != f"{mark}\n".encode():
                     break
-                if not line.endswith(b"\n"):
+                try:
+                    blocks += [json.loads(line)] if number else []
+                except ValueError:  # half a line
                     break
                 size += len(line)
-                if number:
-                    blocks.append(json.loads(line))
         os.truncate(partial, size)
     if not size:
         partial.write_text(f"{mark}\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from training.batches import PairRows, TextRows, way_of
-from training.errors import CorpusError
+from training.errors import CorpusError, SaveError
 from training.model import GPT, MaskMode
 from training.shards import Shard
 from training.teachers import Teacher
@@ -101,30 +101,41 @@ def write_words(
     """
     if path.with_suffix(".json").exists():
         return Words(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
     partial = path.with_name(path.name + ".partial")
-    done = _whole_blocks(partial, offsets, record(k).itemsize)
-    with partial.open("ab") as file, tqdm(
-        total=len(sizes), initial=done, desc=title, unit="row", disable=not progress
-    ) as bar:
-        for start in range(done, len(sizes), BLOCK):
-            items = range(start, min(start + BLOCK, len(sizes)))
-            rows = [row for i in items if sizes[i] for row in rows_of(i)]
-            records = np.concatenate([np.zeros(0, record(k)), *predict(rows)])
-            if len(records) != offsets[items.stop] - offsets[start]:
-                raise ValueError(f"{len(records)} records for rows {start} to {items.stop}")
-            file.write(records.tobytes())
-            bar.update(len(items))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    offsets.tofile(path.with_suffix(".idx"))
-    header = {"title": title, "top_k": k, "records": int(offsets[-1]), "checksum": checksum(path)}
-    whole = path.with_suffix(".json.partial")
-    whole.write_text(json.dumps(header) + "\n", encoding="utf-8")
-    whole.replace(path.with_suffix(".json"))
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = _whole_blocks(partial, offsets, record(k).itemsize)
+        with partial.open("ab") as file, tqdm(
+            total=len(sizes), initial=done, desc=title, unit="row", disable=not progress
+        ) as bar:
+            for start in range(done, len(sizes), BLOCK):
+                items = range(start, min(start + BLOCK, len(sizes)))
+                rows = [row for i in items if sizes[i] for row in rows_of(i)]
+                records = np.concatenate([np.zeros(0, record(k)), *predict(rows)])
+                if len(records) != offsets[items.stop] - offsets[start]:
+                    raise ValueError(f"{len(records)} records for rows {start} to {items.stop}")
+                file.write(records.tobytes())
+                file.flush()
+                bar.update(len(items))
+            os.fsync(file.fileno())
+        partial.replace(path)
+        offsets.tofile(path.with_suffix(".idx"))
+        header = {"title": title, "top_k": k, "records": int(offsets[-1]),
+                  "checksum": checksum(path)}  # fmt: skip
+        whole = path.with_suffix(".json.partial")
+        whole.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        whole.replace(path.with_suffix(".json"))
     return Words(path)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Raises SaveError when the disk takes no more; blocks that were written stay."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{path}: could not be written: {error}") from None
 
 
 def _whole_blocks(partial: Path, offsets: NDArray[np.int64], size: int) -> int:

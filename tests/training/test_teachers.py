@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from training.config import DistilConfig, RunConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.model import GPT, ModelConfig
 from training.stages import start
-from training.teachers import open_teachers, thinned
+from training.teachers import Teacher, open_teachers, thinned
 from training.tokenizer import train_tokenizer
 
 Recipe = Callable[..., RunConfig]
@@ -240,7 +242,14 @@ def test_decisions_are_part_of_the_run(
         with pytest.raises(KeyboardInterrupt):
             run("stopped")
     state = json.loads((tmp_path / "stopped" / "last" / "state.json").read_text())
-    assert state["step"] == 6 and state["distil"] == {"de-en": False, "en-de": False}
+    assert state["step"] == 6 and state["distil"]["on"] == {"de-en": False, "en-de": False}
+    weights = (teacher / "model.safetensors").read_bytes()
+    assert state["distil"]["teachers"]["de-en"] == hashlib.sha256(weights).hexdigest()
+    digest = Teacher.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "open", lambda *rest: replace(digest(*rest), digest="another"))
+        with pytest.raises(CheckpointError, match="last: the teacher .* for de-en is not the one"):
+            run("stopped")
     run("stopped")
     whole, stopped = entries(tmp_path / "whole"), entries(tmp_path / "stopped")
     assert [e["loss"] for e in stopped] == [e["loss"] for e in whole]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from training import words
 from training.batches import PairRows, Tags, TextRows
 from training.corpus import Source
-from training.errors import CorpusError
+from training.errors import CorpusError, SaveError
 from training.model import GPT
 from training.shards import Shard, write_shard
 from training.teachers import Teacher
@@ -167,6 +167,12 @@ def test_a_writer_that_was_stopped_goes_on(
     write_words(path, SIZES, rows_of, predictor(counts, 0), K)  # is there: nothing is predicted
     assert len(counts) == 7
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SaveError, match="some.bin: could not be written"):
+        write_words(tmp_path / "file" / "some.bin", SIZES, rows_of, predictor([]), K)
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
