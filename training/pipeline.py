@@ -318,6 +318,18 @@ def _check_reference(
         raise ConfigError(f"{key} = {target!r}: comes later; stages run in the order of the file")
     elif not Path(target).is_dir():
         raise ConfigError(f"{key} = {target!r}: is neither a stage above nor a folder")
+    elif not key.startswith("adds"):
+        _check_checkpoint(key, Path(target))
+
+
+def _check_checkpoint(key: str, folder: Path) -> None:
+    if (folder / "manifest.json").exists():
+        raise ConfigError(
+            f"{key} = {str(folder)!r}: is a bundle; restore its checkpoint with gpt2-mt export "
+            "--restore, or add translations that gpt2-mt translate --folder wrote"
+        )
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"{key} = {str(folder)!r}: has no config.json, so is no checkpoint")
 
 
 def _check_init(stage: Stage, init: Stage) -> None:

@@ -167,6 +167,21 @@ def test_what_is_wrong_is_named(file: Path, old: str, new: str, named: str) -> N
         load_pipeline(file)
 
 
+def test_folders_in_place_of_stages(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for key in ("teacher.init", "forward.teacher"):
+        with pytest.raises(ConfigError, match="other': has no config.json, so is no checkpoint"):
+            load_pipeline(file, [(key, str(folder))])
+    (folder / "config.json").touch()
+    found = load_pipeline(file, [("teacher.init", str(folder)), ("student.adds", [str(folder)])])
+    assert found["teacher"].init == str(folder)
+    assert found.dependents(["pretrained"]) == {"pretrained"}
+    (folder / "manifest.json").touch()
+    with pytest.raises(ConfigError, match="stage forward: teacher = '.*other': is a bundle"):
+        load_pipeline(file, [("forward.teacher", str(folder))])
+
+
 def test_no_stages_and_no_vocabulary_are_errors(file: Path) -> None:
     file.write_text("[defaults]\nseed = 1\n")
     with pytest.raises(ConfigError, match="stages: give at least one"):
