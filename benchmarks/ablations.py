@@ -75,6 +75,7 @@ def run_cell(
         config = config_of(spec, cell, stage, seed, arguments.teacher if teach else [])
         adds = arguments.teacher_files if teach in ("sequences", "both") else []
         began = time.monotonic()
+        share_shards(arguments.out / f"shards-{stage}-{len(adds)}", folder / stage)
         if cell.get("library") == "marian":
             from benchmarks import encoder_decoder
 
@@ -91,6 +92,14 @@ def run_cell(
     assert checkpoint is not None
     results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"])
     return results
+
+
+def share_shards(common: Path, folder: Path) -> None:
+    """All cells of a stage read the same data: let the first one tokenise it for all."""
+    common.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "shards").exists():
+        (folder / "shards").symlink_to(common.resolve(), target_is_directory=True)
 
 
 def config_of(
