@@ -1,4 +1,4 @@
-"""The commands `gpt2-mt train tokenizer | pretrain | finetune | run`: a run folder comes out.
+"""The commands `gpt2-mt train tokenizer | pretrain | finetune | adapt | run`: a folder comes out.
 
 Only the standard library is imported before a command runs, so that `--help` answers at once.
 """
@@ -32,6 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_tokenizer(stages)
     _add_stage(stages, "pretrain", "learn to model the corpus's languages", "pretrain-cpu")
     _add_stage(stages, "finetune", "learn to translate between all its languages", "finetune-cpu")
+    _add_adapt(stages)
     _add_teach(stages)
     _add_run(stages)
     _add_average(stages)
@@ -158,6 +159,50 @@ def average(arguments: argparse.Namespace) -> int:
     average_checkpoints(arguments.checkpoints, arguments.out)
     count = len(arguments.checkpoints)
     sys.stdout.write(f"wrote {arguments.out}: the mean of {count} checkpoints\n")
+    return 0
+
+
+def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "adapt",
+        help="go on with a checkpoint on your own pairs or text",
+        description="Go on with a checkpoint on your own translations, or with --text on running\n"
+        "text, and compare it before and after on the old and the new domain. Without\n"
+        "--new-tests some of your lines are held out.",
+        epilog="example:\n  gpt2-mt train adapt runs/finetune/checkpoint --data mine.en-de.tsv "
+        "--out runs/mine --old-tests testsets --set minutes=5",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder (a bundle: see export)")
+    parser.add_argument("--data", type=Path, required=True,
+                        help="NAME.en-de.tsv[.gz] or a corpus folder; text: a file or folder")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--text", action="store_true", help="the data is running text")
+    parser.add_argument("--language", default="", metavar="CODE", help="of --text")
+    parser.add_argument("--old-tests", type=Path, metavar="DIR", help="test sets as before")
+    parser.add_argument("--new-tests", type=Path, metavar="DIR", help="test sets of the new domain")
+    parser.add_argument("--limit", type=int, default=200,
+                        help="lines of each test set and direction to score (200; 0: all)")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
+                        help="replace a key of the recipe, as in --set minutes=30")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=train_adapt)
+
+
+def train_adapt(arguments: argparse.Namespace) -> int:
+    from training.adapt import Request, adapt
+    from training.errors import ConfigError
+
+    _set_threads(arguments.threads)
+    if arguments.limit < 0:
+        raise ConfigError(f"--limit {arguments.limit}: must be 0 (all) or more")
+    names = ("checkpoint", "data", "out", "text", "language", "old_tests", "new_tests", "limit")
+    settings = dict(_setting(text) for text in arguments.set)
+    request = Request(**{name: getattr(arguments, name) for name in names}, settings=settings)
+    text = adapt(request, arguments.device, not arguments.quiet)
+    sys.stdout.write(f"{text}\nwrote {arguments.out / 'checkpoint'}\n")
     return 0
 
 

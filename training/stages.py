@@ -112,6 +112,9 @@ def _prepared(
                       f"{corpus}")  # fmt: skip
     digest = sha256(tokenizer_file)
     train, valid = shards_of(config, sources, tokenizer, digest, folder, test_folders)
+    if not any(map(len, train)):
+        raise CorpusError(f"corpus {corpus}: nothing is left of it; {folder / 'corpus.txt'} says "
+                          "what was dropped")  # fmt: skip
     weights = [weight_of(s, config.data.weights) for s in sources]
     mixture = _mixture(config, tokenizer)
     stream, held, tasks = _streams(config, tags, mixture, train, valid, weights)

@@ -169,6 +169,13 @@ def test_aligned_files_of_unlike_length_are_named(tmp_path: Path) -> None:
         list(read_pairs(Source("x", ("de", "en"), paths)))
 
 
+def test_an_empty_file_beside_a_full_one_is_named(tmp_path: Path) -> None:
+    paths = (write(tmp_path / "train.de", ""), write(tmp_path / "train.en", "a\nb\n"))
+    with pytest.raises(CorpusError, match=r"train.de and train.en: .* after line 0"):
+        list(read_pairs(Source("x", ("de", "en"), paths)))
+    assert list(read_pairs(Source("x", ("de", "en"), (paths[0], paths[0])))) == []
+
+
 @pytest.mark.parametrize(("score", "named"), [("good", "'good'"), ("nan", "'nan'"), ("", "''")])
 def test_a_score_that_is_no_number_is_named(tmp_path: Path, score: str, named: str) -> None:
     path = write(tmp_path / "t.en-to-de.tsv", f"a\tb\nc\td\t-0.5\ne\tf\t{score}\n")

@@ -231,3 +231,19 @@ def test_a_new_language_goes_on_with_an_old_vocabulary(
     config = recipe(steps=1, model="init")
     three = start(config, corpus, tmp_path / "three", tokenizer_file, two, [], "cpu", False)
     assert (three / "tokenizer.json").read_bytes() == (two / "tokenizer.json").read_bytes()
+
+
+def test_a_corpus_of_which_nothing_is_left_is_named(
+    tmp_path: Path, tokenizer_file: Path, recipe: Recipe
+) -> None:
+    for name, text in (("empty", ""), ("alike", "one\tone\n")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "web.en-de.tsv").write_text(text)
+        with pytest.raises(CorpusError, match=f"{name}: nothing is left of it; .*corpus.txt"):
+            start(recipe(), folder, tmp_path / f"{name}-run", tokenizer_file, device="cpu",
+                  progress=False)  # fmt: skip
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(CorpusError, match="corpus .*bare: nothing in de, en"):
+        start(recipe(), tmp_path / "bare", tmp_path / "bare-run", tokenizer_file, device="cpu",
+              progress=False)  # fmt: skip
