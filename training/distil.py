@@ -24,7 +24,7 @@ from training.model import GPT, Cache, MaskMode, ModelConfig, attention_mask
 from training.teachers import Teacher, open_teachers
 from training.words import Keeper, PairTeaching, TextTeaching
 
-BLOCK = 512  # positions whose logits exist at one time
+BLOCK = 256  # positions whose logits exist at one time
 
 
 @dataclass(frozen=True)
