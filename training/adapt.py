@@ -8,7 +8,7 @@ of the old and the new domain before and after, in results.json and as a table.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,17 @@ class Request:
     language: str = ""
     old_tests: Path | None = None
     new_tests: Path | None = None
-    limit: int = 200
+    limit: int = 100
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def adapt(request: Request, device: str = "auto", progress: bool = True) -> str:
+def adapt(
+    request: Request, device: str = "auto", progress: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> str:  # fmt: skip
     """Train on and compare; returns the table of figures before and after.
 
+    `tell` hears what goes on outside of training.
     Raises ConfigError, CorpusError or CheckpointError naming what cannot be used.
     """
     meta = _meta_of(request.checkpoint)
@@ -59,11 +63,13 @@ def adapt(request: Request, device: str = "auto", progress: bool = True) -> str:
     tests = {domain: folder for domain, folder in folders.items() if folder}
     config = _config(request, meta, sources)
     measure = _text_figures if request.text else _pair_figures
+    tell(f"figures of {request.checkpoint}")
     before = measure(request.checkpoint, tests, sources, request.limit)
     made = start(
         config, corpus, request.out, request.checkpoint / "tokenizer.json", request.checkpoint,
         list(tests.values()), device, progress,
     )  # fmt: skip
+    tell(f"figures of {made}")
     after = measure(made, tests, sources, request.limit)
     rows = [
         {"domain": key[0], "set": key[1], "of": key[2], "before": before.get(key), "after": figures}

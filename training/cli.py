@@ -181,8 +181,8 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--language", default="", metavar="CODE", help="of --text")
     parser.add_argument("--old-tests", type=Path, metavar="DIR", help="test sets as before")
     parser.add_argument("--new-tests", type=Path, metavar="DIR", help="test sets of the new domain")
-    parser.add_argument("--limit", type=int, default=200,
-                        help="lines of each test set and direction to score (200; 0: all)")
+    parser.add_argument("--limit", type=int, default=100,
+                        help="lines of each test set and direction to score (100; 0: all)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="replace a key of the recipe, as in --set minutes=30")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
@@ -201,7 +201,12 @@ def train_adapt(arguments: argparse.Namespace) -> int:
     names = ("checkpoint", "data", "out", "text", "language", "old_tests", "new_tests", "limit")
     settings = dict(_setting(text) for text in arguments.set)
     request = Request(**{name: getattr(arguments, name) for name in names}, settings=settings)
-    text = adapt(request, arguments.device, not arguments.quiet)
+
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            sys.stderr.write(f"{text}\n")
+
+    text = adapt(request, arguments.device, not arguments.quiet, tell)
     sys.stdout.write(f"{text}\nwrote {arguments.out / 'checkpoint'}\n")
     return 0
 
