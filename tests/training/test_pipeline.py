@@ -203,7 +203,11 @@ def test_an_unknown_pipeline_lists_those_there_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(PIPELINES.glob("*.toml"))])
-def test_built_in_pipelines_load(name: str) -> None:
+def test_built_in_pipelines_load(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build" / "general").mkdir(parents=True)  # where multi30k goes on from
+    monkeypatch.chdir(tmp_path)
     assert load_pipeline(name).final
 
 
