@@ -206,7 +206,9 @@ def test_an_unknown_pipeline_lists_those_there_are(tmp_path: Path) -> None:
 def test_built_in_pipelines_load(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "build" / "general").mkdir(parents=True)  # where multi30k goes on from
+    general = tmp_path / "build" / "general"  # where multi30k goes on from
+    general.mkdir(parents=True)
+    (general / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert load_pipeline(name).final
 
