@@ -177,6 +177,17 @@ def require_languages(sources: Iterable[Source], languages: Iterable[str], where
         raise CorpusError(f"{where}: nothing in {', '.join(sorted(missing))}")
 
 
+def require_directions(sources: Iterable[Source], globs: Iterable[str]) -> None:
+    """Raises CorpusError naming a glob over directions that no source of pairs has."""
+    pairs = [source for source in sources if len(source.languages) == 2]
+    ways = {s.languages for s in pairs} | {s.languages[::-1] for s in pairs if not s.one_way}
+    names = sorted("-".join(way) for way in ways)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise CorpusError(f"data.directions: {glob!r} matches nothing; there are pairs for "
+                              f"{', '.join(names) or 'no direction'}")  # fmt: skip
+
+
 def _refuse_namesakes(sources: Iterable[Source]) -> None:
     """A source's key names its shards, weight and row in the report: there must be one of each."""
     first: dict[str, Source] = {}

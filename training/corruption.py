@@ -113,6 +113,7 @@ def segments(
     As often as not it does (BERT, Devlin et al. 2019); else B is a part of `other`, or A and B
     are `swapped` (ALBERT, Lan et al. 2020). Without either, B follows. Every B begins where a
     sentence does and goes on as far as document and row allow, so that its length tells nothing.
+    Parts to be swapped are whole sentences, or their cut ends would tell.
     """
     follows = bool(rng.random() < 0.5) or (other is None and not swapped)
     split = boundary(document, vocabulary, rng)
@@ -120,6 +121,9 @@ def segments(
     first = document[max(0, split - size) : split]
     room = width - 2 - len(first)
     second = document[split : split + room]
+    if swapped:
+        begin, end = split - len(first), split + len(second)
+        first, second = _whole_sentences(document, begin, split, end, vocabulary)
     if not follows and swapped:
         first, second = second, first
     elif not follows and other is not None:
@@ -129,3 +133,16 @@ def segments(
         np.array([vocabulary.end]), first, np.array([vocabulary.separator]), second
     )
     return np.concatenate(parts), follows
+
+
+def _whole_sentences(
+    document: Ids, begin: int, split: int, end: int, vocabulary: Vocabulary
+) -> tuple[Ids, Ids]:
+    """The parts of document[begin:end] at a split, less the cut sentences at its ends; a part of
+    one sentence stays as it is."""
+    inner = np.flatnonzero(vocabulary.closing[document[:-1]]) + 1
+    borders = np.array([0, *inner, len(document)])
+    before = borders[(begin <= borders) & (borders < split)]
+    after = borders[(split < borders) & (borders <= end)]
+    begin, end = min(before, default=begin), max(after, default=end)
+    return document[begin:split], document[split:end]

@@ -19,6 +19,7 @@ from training.corpus import (
     Source,
     find_sources,
     first_match,
+    require_directions,
     require_languages,
     scan,
     weight_of,
@@ -373,6 +374,7 @@ def sources_of(stage: Stage, corpus: Path, adds: Iterable[Path] = ()) -> list[So
     elif not stage.adds and not data.tasks:
         require_languages([s for s in found if len(s.languages) == 2], data.languages,
                           f"pairs with a weight above 0 in corpus {corpus}")  # fmt: skip
+        require_directions(found, data.directions)
     return found
 
 

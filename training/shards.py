@@ -139,7 +139,7 @@ def prepare(
     """Training and validation shards of every source.
 
     About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source; none
-    of machine translations.
+    of machine translations. Raises CorpusError for a file without a line.
     """
     train: list[Shard] = []
     valid: list[Shard] = []
@@ -152,6 +152,8 @@ def prepare(
         for texts in units:
             out = held_out(texts) and len(held) < limit * len(texts)
             (held if out else kept).extend(texts)
+        if source.key not in cleaner.report.counts:
+            raise CorpusError(f"{source.paths[0]}: is empty")
         stem = source.key.replace("/", "_")
         for texts_of, shards, part in ((kept, train, "train"), (held, valid, "valid")):
             path = folder / f"{stem}.{part}"

@@ -31,6 +31,7 @@ from training.corpus import (
     files_of,
     find_sources,
     first_match,
+    require_directions,
     require_languages,
     weight_of,
 )
@@ -110,6 +111,7 @@ def _prepared(
     require_languages(learnt, () if data.tasks else data.languages,
                       f"{'pairs' if paired else 'sources'} with a weight above 0 in corpus "
                       f"{corpus}")  # fmt: skip
+    require_directions(sources, data.directions if paired else ())
     digest = sha256(tokenizer_file)
     train, valid = shards_of(config, sources, tokenizer, digest, folder, test_folders)
     if not any(map(len, train)):

@@ -156,6 +156,20 @@ def test_length_does_not_tell_what_follows(
     assert abs(full[0] - full[1]) < 0.1
 
 
+def test_cuts_do_not_tell_what_was_swapped(
+    vocabulary: Vocabulary, rng: np.random.Generator
+) -> None:
+    """Both parts begin and end where sentences do, in either order."""
+    document = np.arange(71, 171)  # ten sentences of ten tokens; a row holds three
+    truths = set()
+    for _ in range(300):
+        row, follows = segments(document, None, 42, True, vocabulary, rng)
+        truths.add(follows)
+        for part in parts_of(row):
+            assert part[0] % 10 == 1 and part[-1] % 10 == 0
+    assert truths == {True, False}
+
+
 def test_without_another_document_the_second_part_follows(
     vocabulary: Vocabulary, rng: np.random.Generator
 ) -> None:

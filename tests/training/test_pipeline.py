@@ -221,6 +221,8 @@ def test_built_in_pipelines_load(
         ([("pretrained.data.list", "no.txt")], CorpusError, "stage pretrained: .*no.txt"),
         ([("student.data.weights", {"mono/*": 1.0})], CorpusError, "stage student: pairs with"),
         ([("pretrained.data.weights", {"x": 1.0})], CorpusError, "stage pretrained: sources with"),
+        ([("teacher.data.directions", ["en-*", "ed-en"])], CorpusError,
+         "stage teacher: data.directions: 'ed-en' matches nothing; .* for de-en, en-de"),
         ([("forward.sources", ["x*"])], CorpusError, r"stage forward: .*no source in en matches x"),
         ([("forward.direction", "fr-de")], CorpusError, "stage forward: .*no source in fr"),
     ],

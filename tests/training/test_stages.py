@@ -153,6 +153,8 @@ def test_what_cannot_start_is_refused(
         ({"mono/book.en": 1.0}, "pretrain", "sources with a weight above 0 in .*: nothing in de"),
     ):
         refused(words, recipe(stage=stage, data={"weights": weights}), CorpusError)
+    refused("data.directions: 'en-ed' matches nothing", recipe(data={"directions": ["en-ed"]}),
+            CorpusError)  # fmt: skip
     if not torch.cuda.is_available():
         refused("device = 'cuda'", recipe(), device="cuda")
     english = tmp_path / "english.json"
@@ -236,11 +238,14 @@ def test_a_new_language_goes_on_with_an_old_vocabulary(
 def test_a_corpus_of_which_nothing_is_left_is_named(
     tmp_path: Path, tokenizer_file: Path, recipe: Recipe
 ) -> None:
-    for name, text in (("empty", ""), ("alike", "one\tone\n")):
+    for name, text, words in (
+        ("empty", "", "empty/web.en-de.tsv: is empty"),
+        ("alike", "one\tone\n", "alike: nothing is left of it; .*corpus.txt"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "web.en-de.tsv").write_text(text)
-        with pytest.raises(CorpusError, match=f"{name}: nothing is left of it; .*corpus.txt"):
+        with pytest.raises(CorpusError, match=words):
             start(recipe(), folder, tmp_path / f"{name}-run", tokenizer_file, device="cpu",
                   progress=False)  # fmt: skip
     (tmp_path / "bare").mkdir()
