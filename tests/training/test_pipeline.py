@@ -213,6 +213,12 @@ def test_built_in_pipelines_load(
     assert load_pipeline(name).final
 
 
+def test_the_pipeline_for_any_corpus_names_no_file(tmp_path: Path, corpus: Path) -> None:
+    check(load_pipeline("own"), corpus)
+    (tmp_path / "any.cs-es.tsv").write_text("ano\tsí\n", encoding="utf-8")
+    check(load_pipeline("own", [("defaults.data.languages", ["es", "cs"])]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "named"),
     [
