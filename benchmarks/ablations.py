@@ -2,8 +2,9 @@
 
 `python -m benchmarks.ablations run --corpus DIR --tests DIR --tokenizer FILE --out DIR` trains and
 scores every cell of ablations.toml with every seed; a cell that is done is skipped, one that was
-stopped goes on. `table --out DIR` prints the Markdown table. Cells that learn from teachers need
-`--teacher GLOB=CHECKPOINT` (probabilities) and `--teacher-files DIR` (translations, one-way files).
+stopped goes on. `table --out DIR --figures DIR` prints Markdown tables and draws them. Cells that
+learn from teachers need `--teacher GLOB=CHECKPOINT` (probabilities) and `--teacher-files DIR`
+(translations, as one-way files).
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def main() -> int:
     run.add_argument("--teacher", action="append", default=[], metavar="GLOB=CHECKPOINT")
     run.add_argument("--teacher-files", type=Path, action="append", default=[])
     run.add_argument("--threads", type=int, default=2)
+    run.add_argument("--seeds", help="separated by commas; default: those of the spec")
     run.set_defaults(run=run_cells)
     show = commands.add_parser("table", help="print the tables of what is done")
+    show.add_argument("--figures", type=Path, help="folder for a figure of each table")
     show.set_defaults(run=print_tables)
     for command in (run, show):
         command.add_argument("--out", type=Path, required=True)
@@ -51,7 +54,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     spec = tomllib.loads(arguments.spec.read_text(encoding="utf-8"))
     wanted = arguments.cells.split(",") if arguments.cells else [c["name"] for c in spec["cells"]]
-    for seed in spec["seeds"]:
+    for seed in map(int, arguments.seeds.split(",")) if arguments.seeds else spec["seeds"]:
         for cell in spec["cells"]:
             folder = arguments.out / f"{cell['name'].replace(' ', '')}-{seed}"
             if cell["name"] in wanted and not (folder / "results.json").exists():
@@ -165,29 +168,54 @@ def scores_of(checkpoint: Path, tests: Path, sets: list[str]) -> list[Results]:
 
 
 def print_tables(arguments: argparse.Namespace) -> None:
+    """Each table of the spec with the cells that are done; its figure goes to `--figures`."""
     done: dict[str, list[Results]] = {}
     for file in sorted(arguments.out.glob("*/results.json")):
         results = json.loads(file.read_text(encoding="utf-8"))
         done.setdefault(results["cell"], []).append(results)
     spec = tomllib.loads(arguments.spec.read_text(encoding="utf-8"))
-    names = [c["name"] for c in spec["cells"] if c["name"] in done]
-    rows = [row for name in names for row in done[name][0]["scores"]]
-    directions = sorted({f"{row['source']}-{row['target']}" for row in rows})
-    heads = [f"{d} {m}" for d in directions for m in ("BLEU", "chrF")]
-    sys.stdout.write("| cell | seeds | seconds | bits per byte | " + " | ".join(heads)
-                     + " | mean BLEU |\n|---|" + "---:|" * (len(heads) + 4) + "\n")  # fmt: skip
-    for name in names:
-        runs = done[name]
-        cells = [name, str(len(runs)), spread([sum(r["seconds"].values()) for r in runs], 0)]
-        texts = [statistics.fmean(r["text"].values()) for r in runs if "text" in r]
-        cells.append(spread(texts, 3) if texts else "")
-        for direction in directions:
-            for metric in ("bleu", "chrf"):
-                cells.append(spread([figure(r, direction, metric) for r in runs]))
-        means = [statistics.fmean(row["bleu"] for row in r["scores"]) for r in runs]
-        sys.stdout.write("| " + " | ".join([*cells, spread(means)]) + " |\n")
+    for title, names in spec["tables"].items():
+        cells = {name: done[name] for name in names if name in done}
+        if cells:
+            sys.stdout.write(f"### {title.capitalize()}\n\n{table(cells)}\n\n")
+            if arguments.figures:
+                draw(arguments.figures / f"ablation-{title}.png", cells)
+    rows = [row for runs in done.values() for row in runs[0]["scores"]]
     signatures = {row[f"{metric}_signature"] for row in rows for metric in ("bleu", "chrf")}
-    sys.stdout.write("\n" + "".join(f"- `{s}`\n" for s in sorted(signatures)))
+    sys.stdout.write("".join(f"- `{s}`\n" for s in sorted(signatures)))
+
+
+def table(cells: dict[str, list[Results]]) -> str:
+    directions = directions_of(cells)
+    heads = ["cell", "seeds", "seconds", "bits per byte"]
+    heads += [f"{d} {m}" for d in directions for m in ("BLEU", "chrF")] + ["mean BLEU"]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    for name, runs in cells.items():
+        line = [name, str(len(runs)), spread([sum(r["seconds"].values()) for r in runs], 0)]
+        texts = [statistics.fmean(r["text"].values()) for r in runs if "text" in r]
+        line.append(spread(texts, 3) if texts else "")
+        line += [spread([figure(r, direction, metric) for r in runs])
+                 for direction in directions for metric in ("bleu", "chrf")]  # fmt: skip
+        means = [statistics.fmean(row["bleu"] for row in r["scores"]) for r in runs]
+        lines.append([*line, spread(means)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(path: Path, cells: dict[str, list[Results]]) -> None:
+    from training.plots import bars
+
+    directions = directions_of(cells)
+    found = {name: [[figure(r, d, "bleu") for r in runs] for d in directions]
+             for name, runs in cells.items()}  # fmt: skip
+    bars(
+        path, directions, {n: [statistics.fmean(v) for v in of] for n, of in found.items()},
+        spread={n: [(max(v) - min(v)) / 2 for v in of] for n, of in found.items()}, y_label="BLEU",
+    )  # fmt: skip
+
+
+def directions_of(cells: dict[str, list[Results]]) -> list[str]:
+    rows = [row for runs in cells.values() for row in runs[0]["scores"]]
+    return sorted({f"{row['source']}-{row['target']}" for row in rows})
 
 
 def figure(results: Results, direction: str, metric: str) -> float:
