@@ -20,6 +20,8 @@ SIGNATURES = {
     "loss": "mean nats per target token of held-out examples, teacher-forced",
     "perplexity": "exp(loss)",
     "bits_per_byte": "loss in bits over the UTF-8 bytes of the target text",
+    "bleu": "sacreBLEU of greedy translations of at most 200 held-out pairs (distil.selective)",
+    "teacher_bleu": "the teacher's on the same pairs",
     "<objective>_loss": "mean nats per position of that objective on held-out text",
     "<objective>_accuracy": "share of right answers, in 0..1",
     "<objective>_base": "share of the commoner answer, which one who always gives it gets right",

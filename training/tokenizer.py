@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,11 +237,15 @@ def table(rows: Sequence[LanguageReport]) -> str:
         [head]
         + [
             f"{r.language:<8}  {r.bytes_per_token:11.2f}  {r.tokens_per_character:11.3f}  "
-            f"{r.tokens_per_word:11.2f}  {r.premium:7.2f}  {100 * r.unknown:5.2f} %  "
+            f"{r.tokens_per_word:11.2f}  {_premium(r):>7}  {100 * r.unknown:5.2f} %  "
             f"{100 * r.used:16.1f} %"
             for r in rows
         ]
     )
+
+
+def _premium(row: LanguageReport) -> str:
+    return "-" if math.isnan(row.premium) else f"{row.premium:.2f}"
 
 
 def beside_gpt2(rows: Sequence[LanguageReport]) -> str:

@@ -39,6 +39,7 @@ def test_the_last_figures_count(tmp_path: Path) -> None:
         "en-de": {"loss": 3.0, "bits_per_byte": 1.5}, "en": {"loss": 4.0}
     }  # fmt: skip
     assert "bits" in results["signatures"]["bits_per_byte"]
+    assert "held-out pairs" in results["signatures"]["bleu"]
     assert list(validations(LOG))[0] == (1, "en-de", "loss", 5.0)
 
 

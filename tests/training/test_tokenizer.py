@@ -188,6 +188,7 @@ def test_no_premium_without_parallel_english() -> None:
     assert math.isnan(report(bytes_only(), lines, aligned=False)[1].premium)
     assert math.isnan(report(bytes_only(), {"zh": ["你"]})[0].premium)
     assert math.isnan(report(bytes_only(), {**lines, "en": ["ab", "c"]})[1].premium)
+    assert table(report(bytes_only(), lines, aligned=False)).splitlines()[1].split()[4] == "-"
 
 
 def test_report_says_when_the_round_trip_fails() -> None:
