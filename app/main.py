@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await asyncio.to_thread(_open, settings, state.metrics)
         state.service = service
-        log.info("ready: %s", service.bundle.manifest.name)
+        log.info("ready: %s, KV cache %s", service.bundle.manifest.name, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
 
@@ -63,6 +63,7 @@ def _open(settings: Settings, metrics: Metrics) -> Service:
         device=settings.device,
         threads=settings.threads,
         slots=settings.slots,
+        cache_mb=settings.cache_mb,
         max_queue=settings.max_queue,
         max_items=settings.max_items,
         max_characters=settings.max_characters,

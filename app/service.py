@@ -11,6 +11,7 @@ from typing import Literal
 
 from app.bundle import Bundle
 from app.engine.engine import Engine
+from app.engine.memory import CacheSize, fit_cache
 from app.metrics import Metrics
 from app.tasks.generate import Generator
 from app.tasks.inputs import TaskLimits
@@ -25,7 +26,8 @@ class ServiceOptions:
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
-    slots: int = 32
+    slots: int | None = None
+    cache_mb: int | None = None
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
@@ -36,6 +38,7 @@ class Service:
     """What the HTTP routes and the commands work with."""
 
     bundle: Bundle
+    cache: CacheSize
     engine: Engine
     detector: Detector
     translator: Translator
@@ -49,8 +52,9 @@ class Service:
 
         bundle = Bundle.open(path)
         manifest = bundle.manifest
+        cache = fit_cache(manifest, options.slots, options.cache_mb)
         decoder = OnnxDecoder(
-            bundle, slots=options.slots, device=options.device, threads=options.threads
+            bundle, slots=cache.slots, device=options.device, threads=options.threads
         )
         engine = Engine(decoder, metrics, max_queue=options.max_queue)
         tokenizer = TextTokenizer.of(bundle)
@@ -65,6 +69,7 @@ class Service:
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         return cls(
             bundle,
+            cache,
             engine,
             detector,
             Translator(engine, tokenizer, detector, manifest, limits),

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.engine.memory import MAX_SLOTS
 from app.errors import SettingsError
 
 PREFIX = "GPT2MT_"
@@ -30,7 +31,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
-    slots: int = Field(32, ge=1, le=1024, description="Sequences generated side by side.")
+    slots: int | None = Field(
+        None, ge=1, le=MAX_SLOTS, description="Sequences generated side by side. Left out: 32."
+    )
+    cache_mb: int | None = Field(
+        None, ge=1, description="Bound of the KV cache; without slots, as many as fit."
+    )
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(

@@ -2,8 +2,8 @@
 
 The bundle's engine is the translator, so that a teacher's output is made without torch. Every
 `*.txt[.gz]` of the folder, `mono/<source>/*.txt[.gz]`, `train.<source>[.gz]` and the source side of
-`NAME.<source>-<other>.tsv[.gz]` flows in; `OUT/NAME.<source>-to-<target>.tsv.gz` flows out, a line
-and its translation in two columns. What a run left finished is not made again.
+`NAME.<source>-<other>.tsv[.gz]` flows in; `OUT/NAME.<source>-to-<target>.tsv.gz` flows out: a line,
+its translation and the mean log-probability of a token. What a run left finished is not made again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ async def _file(
                     cut += answer.truncated
                     if not answer.truncated:
                         written += 1
-                        file.write(f"{line}\t{' '.join(answer.text.split())}\n")
+                        text, score = " ".join(answer.text.split()), answer.score or 0.0
+                        file.write(f"{line}\t{text}\t{score:.4f}\n")
             progress.add(read)
     return written, cut
 

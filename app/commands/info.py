@@ -8,38 +8,38 @@ import sys
 from typing import Any
 
 from app.bundle import Bundle
+from app.engine.memory import CacheSize, fit_cache
 from app.settings import Settings
 
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings.load({"bundle": args.bundle})
-    facts = describe(Bundle.open(settings.bundle), settings.slots)
+    bundle = Bundle.open(settings.bundle)
+    cache = fit_cache(bundle.manifest, settings.slots, settings.cache_mb)
+    facts = describe(bundle, cache)
     text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
     sys.stdout.write(text + "\n")
     return 0
 
 
-def describe(bundle: Bundle, slots: int) -> dict[str, Any]:
+def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
     manifest = bundle.manifest
-    model, cache = manifest.model, manifest.graph.cache_dtype
-    item = 2 if cache == "float16" else 4
-    token_bytes = 2 * model.layers * model.width * item  # a key and a value in each layer
     return {
         "name": manifest.name,
         "path": str(bundle.path),
         "created": manifest.created,
         "format_version": manifest.format_version,
-        "model": model.model_dump(),
+        "model": manifest.model.model_dump(),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "languages": dict(manifest.languages),
         "pairs": [list(pair) for pair in manifest.pairs],
         "tasks": sorted(manifest.templates),
         "limits": manifest.limits.model_dump(),
         "kv_memory": {
-            "slots": slots,
-            "tokens_per_slot": manifest.limits.context,
-            "bytes_per_token": token_bytes,
-            "bytes": slots * manifest.limits.context * token_bytes,
+            "slots": cache.slots,
+            "tokens_per_slot": cache.tokens,
+            "bytes_per_token": cache.token_bytes,
+            "bytes": cache.bytes,
         },
         "scores": [score.model_dump() for score in manifest.scores],
         "provenance": manifest.provenance.model_dump(),
@@ -49,6 +49,7 @@ def describe(bundle: Bundle, slots: int) -> dict[str, Any]:
 
 def render(facts: dict[str, Any]) -> str:
     model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
+    cache = CacheSize(kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"])
     languages = ", ".join(f"{code} ({name})" for code, name in facts["languages"].items())
     provenance = facts["provenance"]
     rows = [
@@ -67,11 +68,7 @@ def render(facts: dict[str, Any]) -> str:
         ("languages", languages),
         ("pairs", ", ".join("-".join(pair) for pair in facts["pairs"]) or "none"),
         ("limits", f"{limits['context']} tokens, prompt up to {limits['max_prompt_tokens']}"),
-        (
-            "KV memory",
-            f"{kv['slots']} slots x {kv['tokens_per_slot']} tokens x "
-            f"{kv['bytes_per_token']:,} bytes = {_mega(kv['bytes'])}",
-        ),
+        ("KV memory", str(cache)),
         ("stage", provenance["stage"] or "unknown"),
         ("commit", provenance["commit"] or "unknown"),
     ]

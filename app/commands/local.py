@@ -175,6 +175,7 @@ def _service(args: argparse.Namespace) -> Iterator[Service]:
         device=settings.device,
         threads=settings.threads,
         slots=settings.slots,
+        cache_mb=settings.cache_mb,
         max_queue=_ANY,
         max_items=_ANY,
         max_characters=_ANY,

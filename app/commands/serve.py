@@ -12,6 +12,7 @@ import uvicorn
 
 from app.api.state import State
 from app.bundle import Bundle
+from app.engine.memory import fit_cache
 from app.main import create_app
 from app.settings import Settings
 
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    Bundle.open(settings.bundle)  # a bad bundle is told in one line, before anything starts
+    # A bad bundle or too little memory is told in one line, before anything starts.
+    fit_cache(Bundle.open(settings.bundle).manifest, settings.slots, settings.cache_mb)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -21,14 +21,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.bundle import MANIFEST, Bundle
+from app.engine.memory import COLUMNS, CacheSize
 from app.errors import BundleError, InvalidField
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Columns of a prefill are padded to an even number. With one column the kernel would take a fresh
-# prompt for a decode step; and it works in tiles of twice the head size, of which a last one that
-# is one column wide is added up in another order: the same prompt would differ in the last bit.
-COLUMNS: Final = 2
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -298,7 +295,7 @@ class _Caches:
         model, names = bundle.manifest.model, bundle.manifest.graph
         self._device = device
         self._dtype: type[Any] = np.float16 if names.cache_dtype == "float16" else np.float32
-        room = capacity + capacity % COLUMNS
+        room = CacheSize.of(bundle.manifest, slots, capacity).tokens
         self._slot_shape = (model.heads, room, model.head_size)
         self._slot_bytes = math.prod(self._slot_shape) * np.dtype(self._dtype).itemsize
         shape = (slots, *self._slot_shape)

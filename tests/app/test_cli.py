@@ -96,8 +96,10 @@ def test_a_folder_becomes_files_to_train_on(
     command = ["translate", "--source", "en", "--target", "fr", "--folder", str(corpus)]
     assert run(*command, "--out", str(out)) == (0, "")
     made = {p.name: gzip.decompress(p.read_bytes()).decode().splitlines() for p in out.iterdir()}
-    rows = {name: [line.split("\t") for line in lines] for name, lines in made.items()}
-    assert all(len(row) == 2 for lines in rows.values() for row in lines)
+    columns = [line.split("\t") for lines in made.values() for line in lines]
+    assert all(len(row) == 3 and float(row[2]) <= 0 for row in columns)  # log-probabilities
+    assert any(float(row[2]) < 0 for row in columns)
+    rows = {name: [line.split("\t")[:2] for line in lines] for name, lines in made.items()}
     # the tiny model is random: what it cuts is left out, so sources are a subset of the lines
     cut = {t for t in english if t} - {row[0] for row in rows["notes.en-to-fr.tsv.gz"]}
     names = ("notes", "web.de-en", "web.en-zh", "corpus")
@@ -153,6 +155,16 @@ def test_info(run: Run, int8_bundle: Bundle) -> None:
     facts = json.loads(run("info", "--json")[1])
     assert facts["languages"] == int8_bundle.manifest.languages
     assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64 * 4
+
+
+def test_info_states_what_a_limit_of_memory_leaves(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT2MT_CACHE_MB", "1")  # a slot of the tiny model takes 131,072 bytes
+    assert "7 slots x 128 tokens x 1,024 bytes = 0.9 MB" in run("info")[1]
+    monkeypatch.setenv("GPT2MT_SLOTS", "8")
+    with pytest.raises(SettingsError, match="slots 8 and cache_mb 1 contradict"):
+        run("info")
 
 
 def test_info_shows_scores() -> None:

@@ -36,6 +36,7 @@ def test_the_environment_and_what_overrides_it(monkeypatch: pytest.MonkeyPatch) 
         ("GPT2MT_PORT", "many", r"port \(GPT2MT_PORT\) is 'many'"),
         ("GPT2MT_PORT", "70000", "65535"),
         ("GPT2MT_SLOTS", "0", "slots"),
+        ("GPT2MT_CACHE_MB", "0", "cache_mb"),
         ("GPT2MT_DEVICE", "tpu", "device.*tpu"),
         ("GPT2MT_DRAIN_S", "nan", "drain_s"),
         ("GPT2MT_DEFAULT_TIMEOUT_S", "700", "max_timeout_s 600"),

@@ -1,0 +1,64 @@
+"""How much memory the KV cache takes, known before anything is allocated.
+
+From a bundle's manifest, a number of slots and their capacity comes the size that the decoder
+allocates; and from a limit in megabytes the number of slots that fit into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from app.bundle import Manifest
+from app.errors import SettingsError
+
+DEFAULT_SLOTS: Final = 32
+MAX_SLOTS: Final = 1024
+# Columns of a prefill are padded to an even number. With one column the kernel would take a fresh
+# prompt for a decode step; and it works in tiles of twice the head size, of which a last one that
+# is one column wide is added up in another order: the same prompt would differ in the last bit.
+COLUMNS: Final = 2
+_MB: Final = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Keys and values of all slots; `tokens` is what one slot has room for."""
+
+    slots: int
+    tokens: int
+    token_bytes: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, slots: int, capacity: int | None = None) -> CacheSize:
+        model, capacity = manifest.model, capacity or manifest.limits.context
+        item = 2 if manifest.graph.cache_dtype == "float16" else 4
+        # a key and a value in each layer
+        token_bytes = 2 * model.layers * model.heads * model.head_size * item
+        return cls(slots, capacity + capacity % COLUMNS, token_bytes)
+
+    @property
+    def bytes(self) -> int:
+        return self.slots * self.tokens * self.token_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slots} slots x {self.tokens} tokens x {self.token_bytes:,} bytes = "
+            f"{self.bytes / _MB:.1f} MB"
+        )
+
+
+def fit_cache(manifest: Manifest, slots: int | None, cache_mb: int | None) -> CacheSize:
+    """With the slots that are given, or as many as fit into `cache_mb`; an error if they do not."""
+    if cache_mb is None:
+        return CacheSize.of(manifest, slots or DEFAULT_SLOTS)
+    one = CacheSize.of(manifest, 1).bytes
+    most = min(cache_mb * _MB // one, MAX_SLOTS)
+    wanted = slots or max(most, 1)
+    if wanted > most:
+        raise SettingsError(
+            f"slots {wanted} and cache_mb {cache_mb} contradict: {wanted} slots take "
+            f"{wanted * one / _MB:.1f} MB, {cache_mb} MB hold {most}",
+            param="cache_mb",
+        )
+    return CacheSize.of(manifest, wanted)

@@ -1,0 +1,40 @@
+"""The stated size of the KV cache against the arrays that a decoder really allocates."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.bundle import Bundle
+from app.engine.memory import CacheSize, fit_cache
+from app.engine.session import OnnxDecoder
+from app.errors import SettingsError
+
+
+@pytest.mark.parametrize(("slots", "capacity"), [(1, None), (3, 128), (5, 29)])
+def test_the_size_is_that_of_the_arrays(
+    fp32_bundle: Bundle, slots: int, capacity: int | None
+) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=slots, capacity=capacity, threads=1)
+    size = CacheSize.of(fp32_bundle.manifest, slots, capacity)
+    assert size.bytes == sum(array.nbytes for array in decoder._caches._arrays)
+
+
+def test_half_precision_takes_half(fp32_bundle: Bundle) -> None:
+    manifest = fp32_bundle.manifest
+    graph = manifest.graph.model_copy(update={"cache_dtype": "float16"})
+    half = CacheSize.of(manifest.model_copy(update={"graph": graph}), 4)
+    assert 2 * half.bytes == CacheSize.of(manifest, 4).bytes == 4 * 128 * 1024
+
+
+def test_slots_follow_from_the_limit(fp32_bundle: Bundle) -> None:
+    manifest = fp32_bundle.manifest  # 131,072 bytes a slot
+    assert fit_cache(manifest, None, None).slots == 32
+    assert fit_cache(manifest, 40, None).slots == 40
+    assert fit_cache(manifest, None, 10).slots == 76
+    assert fit_cache(manifest, None, 10_000).slots == 1024
+    assert fit_cache(manifest, 76, 10).slots == 76
+    with pytest.raises(SettingsError, match="slots 77 and cache_mb 10 contradict.*hold 76"):
+        fit_cache(manifest, 77, 10)
+    model = manifest.model.model_copy(update={"layers": 200})
+    with pytest.raises(SettingsError, match="slots 1 and cache_mb 1 contradict.*hold 0"):
+        fit_cache(manifest.model_copy(update={"model": model}), None, 1)
