@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -82,6 +82,7 @@ class Translation:
     finish_reason: Literal["stop", "length"]
     truncated: bool
     alternatives: tuple[Alternative, ...]  # best first, none twice; empty if not asked for
+    score: float | None = None  # mean log-probability a token; None if nothing was generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +142,23 @@ class Translator:
     ) -> TranslateResult:
         """Translate; `progress` is called with the pieces done and the pieces in all."""
         plan = await self._prepare(texts, source, target, options)
-        ids: list[list[int]] = [[] for _ in plan.requests]
+        tokens: list[list[Token]] = [[] for _ in plan.requests]
         ends: dict[int, Finished] = {}
         with Job(self._engine, plan.requests, deadline) as job:
             async for i, event in job.events():
                 if isinstance(event, Token):
-                    ids[i].append(event.id)
+                    tokens[i].append(event)
                     continue
                 ends[i] = _checked(event)
                 if progress:
                     progress(len(ends), len(plan.requests))
-        outputs = [self._tokenizer.decode(tokens).strip() for tokens in ids]
+        outputs = [self._tokenizer.decode([t.id for t in of]).strip() for of in tokens]
         return TranslateResult(
-            [self._assemble(item, plan, outputs, ends) for item in plan.items],
-            Usage(plan.prompt_tokens, sum(map(len, ids))),
+            [
+                replace(self._assemble(item, plan, outputs, ends), score=_score(item, tokens))
+                for item in plan.items
+            ],
+            Usage(plan.prompt_tokens, sum(map(len, tokens))),
             slowest([end.timing for end in ends.values()]),
         )
 
@@ -332,6 +336,11 @@ class _PieceStream:
         self._begun = self._begun or bool(ready)
         self._text = self._text[len(ready) :]
         return ready
+
+
+def _score(item: _Item, tokens: Sequence[Sequence[Token]]) -> float | None:
+    logprobs = [t.logprob for i in item.sequences if i is not None for t in tokens[i]]
+    return sum(logprobs) / len(logprobs) if logprobs else None
 
 
 def _checked(end: Finished) -> Finished:

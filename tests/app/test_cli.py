@@ -98,7 +98,6 @@ def test_a_folder_becomes_files_to_train_on(
     made = {p.name: gzip.decompress(p.read_bytes()).decode().splitlines() for p in out.iterdir()}
     columns = [line.split("\t") for lines in made.values() for line in lines]
     assert all(len(row) == 3 and float(row[2]) <= 0 for row in columns)  # log-probabilities
-    assert any(float(row[2]) < 0 for row in columns)
     rows = {name: [line.split("\t")[:2] for line in lines] for name, lines in made.items()}
     # the tiny model is random: what it cuts is left out, so sources are a subset of the lines
     cut = {t for t in english if t} - {row[0] for row in rows["notes.en-to-fr.tsv.gz"]}

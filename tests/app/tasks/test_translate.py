@@ -112,6 +112,18 @@ def test_alternatives_are_the_best_of_a_beam(service: Service) -> None:
     assert longer[0].alternatives[0].score < scores[0], "not divided by the length"
 
 
+def test_the_score_is_the_mean_log_probability_of_its_tokens(service: Service) -> None:
+    options = TranslateOptions(alternatives=1, length_penalty=0.0)
+    (one,) = translate(service, "Hello there.", options=options)
+    (both,) = translate(service, "Hello there.\n\n7\nHello there.")
+    assert one.score is not None and one.score < 0 and both.score == pytest.approx(one.score)
+    assert one.finish_reason == "length"  # else the beam's total had the end token besides
+    count = one.alternatives[0].score / one.score
+    assert count == pytest.approx(round(count)) and count > 1
+    (number,) = translate(service, ["7", "Hello there."])[:1]
+    assert number.score is None
+
+
 def test_alternatives_of_a_text_are_put_together_from_its_pieces(service: Service) -> None:
     options = TranslateOptions(beam=3, alternatives=3)
     (both,) = translate(service, "Hello there.\n\n 7 \nWhere is it?", options=options)
