@@ -78,6 +78,11 @@ class Metrics:
             buckets=_FAST,
             registry=r,
         )
+        self.preemptions = Counter(
+            "gpt2mt_preemptions",
+            "Batch sequences that gave way to interactive ones.",
+            registry=r,
+        )
         self.run_failures = Counter(
             "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r
         )

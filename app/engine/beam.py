@@ -53,6 +53,7 @@ class BeamSearch:
         self._forced = len(forced)
         self._end_ids = end_ids
         self._limit = limit
+        self.length = len(forced)  # of every live hypothesis's output
         self.live = [Branch(tuple(forced), (0.0,) * len(forced), 0.0)]  # best first
         self._finished: list[Hypothesis] = []  # best first
 
@@ -72,6 +73,7 @@ class BeamSearch:
             for place, row in enumerate(rows)
             for candidate in self._candidates(place, *row)
         )
+        self.length += 1
         live: list[Branch] = []
         parents: list[int] = []
         for rank, (cost, place, token, logprob) in enumerate(ranked):

@@ -26,6 +26,7 @@ from app.engine.validate import validate
 from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from app.metrics import Metrics
 
+_INTERACTIVE = 8  # sequences; a job of more is batch
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
 
@@ -58,7 +59,7 @@ class Engine:
         metrics: Metrics,
         *,
         max_queue: int = 2048,
-        max_prefill_tokens: int = 2048,
+        max_prefill_tokens: int = 128,
     ) -> None:
         self._decoder = decoder
         self._max_queue = max_queue
@@ -112,7 +113,8 @@ class Engine:
                 )
             now = time.monotonic()
             job = next(self._jobs)
-            running = [Running(one, self._decoder.capacity, now, job) for one in requests]
+            batch, capacity = len(requests) > _INTERACTIVE, self._decoder.capacity
+            running = [Running(one, capacity, now, job, batch) for one in requests]
             self._inbox += running
             self._live.update(running)
             self._instruments.queue_depth.set(self._queued())
@@ -218,6 +220,8 @@ class _Instruments:
             m.prompt_tokens.inc(tokens)
         if report.decode_rows:
             m.batch_size.observe(report.decode_rows)
+        if report.preempted:
+            m.preemptions.inc(report.preempted)
         if told := sum(isinstance(event, Token) for _, event in report.events):
             m.generated_tokens.inc(told)
         for phase, _ in report.failures:

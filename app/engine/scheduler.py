@@ -1,13 +1,14 @@
 """Which sequence runs when: a state machine without threads, over the decoder and the slot table.
 
 Sequences go in, one `step` at a time comes out as a `StepReport`: tokens and ends, in order, and
-what was measured. A step is either prefill runs (waiting sequences enter free slots, jobs in turn,
+what was measured. A step is either one prefill run (the first waiting sequence enters a free slot,
 with others of similar length) or one decode run of all active rows; while both have work, a decode
-run follows every few hundred prompt tokens. A sequence that is searched by beam enters when there
+run follows every few hundred prompt tokens. If an interactive sequence finds no slot, that batch
+sequence gives way which has come least far: it goes back to the line, once, and starts again from
+its prompt without telling its tokens twice. A sequence that is searched by beam enters when there
 are slots for all of its hypotheses, and its rows are copied as these branch. A run that raises is
 repeated; if it fails again, the row that makes it fail is found by running ever smaller prefixes of
-the batch, and its sequence alone starts again from its prompt, without telling its tokens twice, or
-fails for good. No failure leaks a slot.
+the batch, and its sequence alone starts again, or fails for good. No failure leaks a slot.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.admission import fitting, giving_way, similar
 from app.engine.kv import SlotTable
 from app.engine.line import Line
 from app.engine.request import (
@@ -37,7 +39,6 @@ from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
 _PATIENCE = 256  # prompt tokens that running sequences let others read between two of their steps
-_RUN_TOKENS = 8  # what a prefill run costs beyond its tokens, in tokens: padding that pays
 
 
 class Scheduler:
@@ -45,7 +46,7 @@ class Scheduler:
         self,
         decoder: Decoder,
         *,
-        max_prefill_tokens: int = 2048,
+        max_prefill_tokens: int = 128,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decoder = decoder
@@ -89,8 +90,10 @@ class Scheduler:
         """One prefill or decode step, as far as there is work."""
         self._expire(self._clock())
         patient = not self._table.owners or self._read < _PATIENCE
-        if patient and self._next():
-            self._prefill()
+        if patient:
+            self._make_room()
+        if patient and (line := self._next()):
+            self._prefill(line)
             self._read += sum(self._report.prefill_runs)
         else:
             self._read = 0
@@ -100,51 +103,37 @@ class Scheduler:
 
     # Prefill
 
-    def _prefill(self) -> None:
-        """Runs of waiting prompts, together no more than `max_prefill_tokens`, or one prompt."""
-        budget = self._max_prefill_tokens
-        while group := self._group(budget):
-            now = self._clock()
+    def _prefill(self, line: list[Sequence]) -> None:
+        """A run of waiting prompts, together no more than `max_prefill_tokens`, or of one."""
+        group, now = similar(line, self._max_prefill_tokens), self._clock()
+        for sequence in group:
+            self._waiting.serve(sequence)
+            if sequence.admitted_at is None:
+                sequence.admitted_at = now
+                self._report.queue_times.append(now - sequence.submitted_at)
+        if not self._prefill_run(group):
             for sequence in group:
-                self._waiting.serve(sequence)
-                if sequence.admitted_at is None:
-                    sequence.admitted_at = now
-                    self._report.queue_times.append(now - sequence.submitted_at)
-            budget -= len(group) * max(len(s.prefix) for s in group)
-            if not self._prefill_run(group):
-                for sequence in group:
-                    if not self._prefill_run([sequence]):
-                        self._fail(sequence, _failed())
+                if not self._prefill_run([sequence]):
+                    self._fail(sequence, _failed())
 
-    def _group(self, budget: int) -> list[Sequence]:
-        """The first waiting sequence and, of the next in line, those of similar length."""
-        line = self._next()
-        if not line:
-            return []
-        size = len(line[0].prefix)
-        if size > budget and budget < self._max_prefill_tokens:
-            return []  # the first prompt of a step may exceed the budget alone
-        group, longest = line[:1], size
-        for other in sorted(line[1:], key=lambda s: abs(len(s.prefix) - size)):
-            length, rows = len(other.prefix), len(group)
-            high = max(longest, length)
-            padding = high * (rows + 1) - longest * rows - length  # that this prompt would add
-            if padding <= _RUN_TOKENS and high * (rows + 1) <= budget:
-                group.append(other)
-                longest = high
-        return group
+    def _make_room(self) -> None:
+        """Let batch sequences give way to waiting interactive ones that find no slot."""
+        if not self._waiting.has_interactive:
+            return
+        room = self._decoder.slots - self._taken
+        leaving = giving_way(self._waiting.interactive(), self._running(), room)
+        for sequence in reversed(leaving):
+            sequence.gave_way = True
+            sequence.attempts -= 1
+            self._leave(sequence)
+            self._waiting.return_first(sequence)
+        self._report.preempted += len(leaving)
+        self._sweep()
 
     def _next(self) -> list[Sequence]:
         """The first waiting sequences, as far as there are free slots for them."""
-        if not self._waiting:
-            return []
-        room, fitting = self._decoder.slots - self.active, []
-        for sequence in self._waiting.next(room):
-            room -= sequence.request.slots
-            if room < 0:
-                break
-            fitting.append(sequence)
-        return fitting
+        room = self._decoder.slots - self._taken
+        return fitting(self._waiting, room) if room and self._waiting else []
 
     def _prefill_run(self, group: list[Sequence]) -> bool:
         first = len(self._table)
@@ -357,6 +346,8 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, event: Event) -> None:
         sequence.ended = True
+        if sequence.rows:
+            self._waiting.refund(sequence, sequence.cost - sequence.used)
         self._leave(sequence)
         self._report.events.append((sequence, event))
 

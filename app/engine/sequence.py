@@ -16,14 +16,22 @@ class Sequence:
     """`output` has been told to the listener, `generated` of it is cached."""
 
     __slots__ = (
-        "admitted_at", "attempts", "ended", "first_at", "generated", "job", "limit", "output",
-        "prefix", "request", "rows", "sampler", "search", "submitted_at", "token_at",
+        "admitted_at", "attempts", "batch", "ended", "first_at", "gave_way", "generated", "job",
+        "limit", "output", "prefix", "request", "rows", "sampler", "search", "submitted_at",
+        "token_at",
     )
 
     def __init__(
-        self, request: Request, capacity: int, now: float, job: Hashable = None
+        self,
+        request: Request,
+        capacity: int,
+        now: float,
+        job: Hashable = None,
+        batch: bool = False,
     ) -> None:
         self.request = request
+        self.batch = batch  # waits behind, and gives way to, those that are not
+        self.gave_way = False
         self.job = id(self) if job is None else job  # sequences of one job take turns with others
         self.prefix = request.prompt + request.forced  # what is read at once
         self.limit = min(request.max_tokens, capacity - len(request.prompt))
@@ -38,6 +46,21 @@ class Sequence:
         self.admitted_at: float | None = None
         self.first_at: float | None = None
         self.token_at = now
+
+    @property
+    def cost(self) -> int:
+        """Tokens of its slots, prompt and output, if it runs to its limit."""
+        return self.request.slots * (len(self.request.prompt) + self.limit)
+
+    @property
+    def used(self) -> int:
+        """The same, of what it has got so far."""
+        return self.request.slots * (len(self.request.prompt) + self.progress)
+
+    @property
+    def progress(self) -> int:
+        """Tokens of output, forced ones and all, that its rows hold."""
+        return self.generated if self.search is None else self.search.length
 
     def start(self) -> Row:
         """Begin at the prompt; the row to read it into."""
@@ -131,4 +154,5 @@ class StepReport:
     token_intervals: list[float] = field(default_factory=list)
     prefill_runs: list[int] = field(default_factory=list)  # prompt tokens of each
     decode_rows: int = 0
+    preempted: int = 0
     failures: list[tuple[str, Exception]] = field(default_factory=list)  # phase, what was raised

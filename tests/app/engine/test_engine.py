@@ -266,6 +266,27 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert caught.value.retry_after_s == pytest.approx(48, rel=0.1)  # 48 too many, 1 a second
 
 
+def test_a_large_job_gives_way_to_a_small_one() -> None:
+    metrics, order = Metrics(), list[str]()
+    gate = Gate(is_open=False)
+
+    def named(name: str) -> Listener:
+        return Listener(lambda event: order.append(name))
+
+    with running(FakeDecoder(slots=2, hook=gate), metrics) as engine:
+        job = [endless(named("large")) for _ in range(9)]
+        engine.submit(job)
+        assert gate.reached.wait(5)
+        small = endless(named("small"))
+        engine.submit([small])
+        gate.open()
+        got = answers([*job, small])
+    assert {reason for _, reason in got} == {"length"}
+    assert len({tuple(tokens) for tokens, _ in got}) == 1, "one prompt, one answer"
+    assert order.index("small") < 10, "the second slot was full, and it need not wait for its end"
+    assert value(metrics, "gpt2mt_preemptions_total") == 1
+
+
 def test_cancel_is_idempotent_and_safe_from_a_listener() -> None:
     tickets: list[Ticket] = []
     count = 0

@@ -193,8 +193,8 @@ def test_prefill_runs_are_bounded_and_hold_similar_lengths() -> None:
     for size in (40, 8, 39, 8, 8, 41, 8, 60, 9, 40):
         driver.add(Request((7,) * size, 5, ignore, frozenset()))
     driver.run()
-    # Each run is the oldest and those near to it; the 30 tokens left beside the first are used.
-    assert lengths == [[40, 40, 39], [8, 8, 8], [41], [8, 9], [60]]
+    # Each run is the oldest and those near to it, a step each.
+    assert lengths == [[40, 40, 39], [8, 8, 8, 8, 9], [41], [60]]
 
 
 def test_a_prompt_over_the_prefill_budget_runs_alone() -> None:
@@ -236,6 +236,65 @@ def test_a_short_job_does_not_wait_for_a_long_one() -> None:
         steps += 1
     assert steps < 15
     assert driver.scheduler.waiting > 80
+
+
+def bulk(driver: Driver, count: int, slots: int = 1) -> list[Sequence]:
+    rng = random.Random(9)
+    capacity = driver.decoder.capacity
+    added = []
+    for _ in range(count):
+        prompt = [rng.randrange(1, 96) for _ in range(rng.randrange(4, 20))]
+        one = request(prompt, rng.randrange(20, 40))
+        if slots > 1:
+            one = replace(one, beam=Beam(slots))
+        added.append(Sequence(one, capacity, driver.now, "bulk", batch=True))
+        driver.events[driver.scheduler.enqueue(added[-1])] = []
+    return added
+
+
+@pytest.mark.parametrize(("slots", "beam"), [(8, 1), (32, 1), (32, 4)])
+def test_the_first_token_comes_within_three_steps_while_a_thousand_strings_run(
+    slots: int, beam: int
+) -> None:
+    """Idle it takes one. A batch sequence that gave way and started again is as any other."""
+    driver = Driver(FakeDecoder(slots=slots))
+    jobs = bulk(driver, 1000, beam)
+    rng = random.Random(4)
+    asked: list[Sequence] = []
+    waited: list[int] = []
+    while len(driver.reports) < 250:
+        for _ in range(rng.randrange(2, 12)):
+            driver.step()
+        asked.append(driver.add(request([rng.randrange(1, 96) for _ in range(9)], 6)))
+        steps = 0
+        while asked[-1].first_at is None:
+            driver.step()
+            steps += 1
+        waited.append(steps)
+    assert len(waited) > 20 and max(waited) <= 3
+    preempted = sum(report.preempted for report in driver.reports)
+    assert 0 < preempted <= len(asked)
+    known = [one for one in jobs if one.admitted_at is not None]
+    for one in set(jobs) - set(known):
+        driver.scheduler.cancel(one)
+    driver.run()
+    some = [one for one in known if one.gave_way] + known[:10] + asked[:10]
+    assert [answer(driver.events[one]) for one in some] == one_by_one([s.request for s in some])
+    assert all(one.attempts <= 1 for one in driver.events)
+
+
+def test_the_interactive_do_not_starve_the_batch() -> None:
+    """As many as there is room for, all the time: every batch sequence comes to its end."""
+    driver = Driver(FakeDecoder(slots=4))
+    jobs = bulk(driver, 20)
+    while not all(one.ended for one in jobs):
+        while driver.scheduler.waiting < 30:
+            driver.add(request([7, 8, 9], 30))
+        driver.step()
+        assert len(driver.reports) < 1500
+    tokens = [len(driver.events[one]) for one in jobs]
+    others = sum(map(len, driver.events.values())) - sum(tokens)
+    assert 0.15 < sum(tokens) / others < 0.6, "about one token for three"
 
 
 def test_cancel_waiting_and_running() -> None:
