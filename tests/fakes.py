@@ -44,16 +44,21 @@ class FakeDecoder:
         table[:, 0] += 2.0  # the end token comes often enough for sequences of mixed length
         self._logits = table.astype(np.float32)
 
-    def prefill(self, first: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def prefill(
+        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
+    ) -> NDArray[np.float32]:
         assert prompts and first >= 0 and first + len(prompts) <= self.slots, "slots out of range"
-        assert all(0 < len(prompt) <= self.capacity for prompt in prompts), "prompt length"
+        ends = [start + len(prompt) for prompt in prompts]
+        assert all(start < end <= self.capacity for end in ends), "prompt length"
+        assert start == 0 or (start % 2 == 0 and len(prompts) == 1), "one chunk, from an even start"
         rows = range(first, first + len(prompts))
-        for row, prompt in zip(rows, prompts, strict=True):
-            self._cache[row, : len(prompt)] = _GARBAGE
-        self._call("prefill", [list(prompt) for prompt in prompts])
-        for row, prompt in zip(rows, prompts, strict=True):
-            self._cache[row, : len(prompt)] = prompt
-        return self._read(rows, [len(prompt) for prompt in prompts])
+        for row, end in zip(rows, ends, strict=True):
+            self._cache[row, start:end] = _GARBAGE
+        before = self._cache[first, :start].tolist()
+        self._call("chunk" if start else "prefill", [[*before, *prompt] for prompt in prompts])
+        for row, prompt, end in zip(rows, prompts, ends, strict=True):
+            self._cache[row, start:end] = prompt
+        return self._read(rows, ends)
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         n = len(tokens)

@@ -24,15 +24,16 @@ def fitting(line: Iterable[Sequence], room: int) -> list[Sequence]:
     return found
 
 
-def similar(line: list[Sequence], max_tokens: int) -> list[Sequence]:
+def similar(line: list[Sequence], max_tokens: int, chunk: int) -> list[Sequence]:
     """The first sequence and those of similar length, so that padding costs less than a run.
 
-    Together no more than `max_tokens`, padding and all, or the first alone.
+    Of each the first `chunk` tokens are read; together no more than `max_tokens`, padding and all,
+    or the first alone.
     """
-    size = len(line[0].prefix)
+    size = min(len(line[0].prefix), chunk)
     group, longest = line[:1], size
-    for other in sorted(line[1:], key=lambda s: abs(len(s.prefix) - size)):
-        length, rows = len(other.prefix), len(group)
+    for other in sorted(line[1:], key=lambda s: abs(min(len(s.prefix), chunk) - size)):
+        length, rows = min(len(other.prefix), chunk), len(group)
         high = max(longest, length)
         padding = high * (rows + 1) - longest * rows - length  # that this prompt would add
         if padding <= _RUN_TOKENS and high * (rows + 1) <= max_tokens:

@@ -26,6 +26,7 @@ from app.engine.validate import validate
 from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from app.metrics import Metrics
 
+PHASES = ("prefill", "chunk", "decode", "move")  # of runs that can fail
 _INTERACTIVE = 8  # sequences; a job of more is batch
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
@@ -203,7 +204,7 @@ class _Instruments:
         self.queue_depth = metrics.queue_depth
         self._active = metrics.active_slots
         self._metrics = metrics
-        self._failures = {p: metrics.run_failures.labels(p) for p in ("prefill", "decode", "move")}
+        self._failures = {p: metrics.run_failures.labels(p) for p in PHASES}
         reasons = (*get_args(FinishReason), "deadline", "failed")
         self._ends = {reason: metrics.sequences.labels(reason) for reason in reasons}
 

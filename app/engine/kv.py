@@ -47,7 +47,11 @@ class SlotTable(Generic[T]):
 
     def feed(self, first: int, tokens: NDArray[np.int64]) -> None:
         """Set the token that each row from `first` on gets in the next decode run."""
-        self._tokens[first : len(self.owners)] = tokens
+        self._tokens[first : first + len(tokens)] = tokens
+
+    def hold(self, row: int, length: int) -> None:
+        """Set how many tokens of a row count; what is cached behind them is to be overwritten."""
+        self._lengths[row] = length
 
     def put(self, row: int, token: int) -> None:
         """Set the token that one row gets in the next decode run."""

@@ -140,10 +140,13 @@ class Decoder(Protocol):
     capacity: int  # tokens a slot holds, prompt and output together
     vocabulary: int
 
-    def prefill(self, first: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def prefill(
+        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
+    ) -> NDArray[np.float32]:
         """Read fresh prompts into slots first, first+1, ...; logits of each last position.
 
-        Returns (len(prompts), vocabulary). Prompts may differ in length.
+        Returns (len(prompts), vocabulary). Prompts may differ in length. With an even `start`, one
+        prompt is read on: what is given follows the `start` tokens that the slot holds.
         """
 
     def decode(

@@ -3,24 +3,27 @@
 Sequences go in, one `step` at a time comes out as a `StepReport`: tokens and ends, in order, and
 what was measured. A step is either one prefill run (the first waiting sequence enters a free slot,
 with others of similar length) or one decode run of all active rows; while both have work, a decode
-run follows every few hundred prompt tokens. If an interactive sequence finds no slot, that batch
-sequence gives way which has come least far: it goes back to the line, once, and starts again from
-its prompt without telling its tokens twice. A sequence that is searched by beam enters when there
-are slots for all of its hypotheses, and its rows are copied as these branch. A run that raises is
-repeated; if it fails again, the row that makes it fail is found by running ever smaller prefixes of
-the batch, and its sequence alone starts again, or fails for good. No failure leaks a slot.
+run follows every few hundred prompt tokens. Long prompts are read in chunks, a run each. If an
+interactive sequence finds no slot, that batch sequence gives way which has come least far: it goes
+back to the line, once, and starts again from its prompt without telling its tokens twice. A beam
+search enters when there are slots for all of its hypotheses, and its rows are copied as these
+branch. A run that raises is repeated; if it fails again, the row that makes it fail is found by
+running ever smaller prefixes of the batch, and its sequence alone starts again, or fails for good.
+No failure leaks a slot.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.admission import fitting, giving_way, similar
+from app.engine.invariants import check_state
 from app.engine.kv import SlotTable
 from app.engine.line import Line
 from app.engine.request import (
@@ -38,6 +41,7 @@ from app.engine.sequence import Row, Sequence, StepReport
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
+CHUNK = 64  # tokens of a prompt that are read in one run, even: see `Decoder.prefill`
 _PATIENCE = 256  # prompt tokens that running sequences let others read between two of their steps
 
 
@@ -47,16 +51,20 @@ class Scheduler:
         decoder: Decoder,
         *,
         max_prefill_tokens: int = 128,
+        chunk: int = CHUNK,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decoder = decoder
         self._max_prefill_tokens = max_prefill_tokens
+        self._chunk = chunk
         self._clock = clock
         self._waiting: Line[Sequence] = Line()
         self._table: SlotTable[Row] = SlotTable(decoder)
         self._next_deadline = math.inf
         self._taken = 0  # slots that are in use or promised to a search
         self._read = 0  # prompt tokens since the last decode step
+        self._reading: deque[Sequence] = deque()  # in rows, with a prompt that is read in part
+        self._entered = False  # a waiting sequence did at the last prefill step
         self._report = StepReport()
 
     @property
@@ -89,15 +97,19 @@ class Scheduler:
     def step(self) -> StepReport:
         """One prefill or decode step, as far as there is work."""
         self._expire(self._clock())
-        patient = not self._table.owners or self._read < _PATIENCE
-        if patient:
+        patient = self._read < _PATIENCE or len(self._reading) == len(self._table)
+        if patient and self._waiting.has_interactive:
             self._make_room()
-        if patient and (line := self._next()):
+        line = self._next() if patient else []
+        self._entered = bool(line) and not (self._entered and self._reading)
+        if self._entered:
             self._prefill(line)
-            self._read += sum(self._report.prefill_runs)
+        elif patient and self._reading:
+            self._read_on(self._reading[0])
         else:
             self._read = 0
             self._decode()
+        self._read += sum(self._report.prefill_runs)
         report, self._report = self._report, StepReport()
         return report
 
@@ -105,12 +117,10 @@ class Scheduler:
 
     def _prefill(self, line: list[Sequence]) -> None:
         """A run of waiting prompts, together no more than `max_prefill_tokens`, or of one."""
-        group, now = similar(line, self._max_prefill_tokens), self._clock()
+        group, now = similar(line, self._max_prefill_tokens, self._chunk), self._clock()
         for sequence in group:
             self._waiting.serve(sequence)
-            if sequence.admitted_at is None:
-                sequence.admitted_at = now
-                self._report.queue_times.append(now - sequence.submitted_at)
+            self._report.admitted(sequence, now)
         if not self._prefill_run(group):
             for sequence in group:
                 if not self._prefill_run([sequence]):
@@ -118,8 +128,6 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Let batch sequences give way to waiting interactive ones that find no slot."""
-        if not self._waiting.has_interactive:
-            return
         room = self._decoder.slots - self._taken
         leaving = giving_way(self._waiting.interactive(), self._running(), room)
         for sequence in reversed(leaving):
@@ -137,7 +145,7 @@ class Scheduler:
 
     def _prefill_run(self, group: list[Sequence]) -> bool:
         first = len(self._table)
-        prompts = [sequence.prefix for sequence in group]
+        prompts = [sequence.prefix[: self._chunk] for sequence in group]
         logits = self._try("prefill", lambda: self._decoder.prefill(first, prompts))
         if logits is None:
             return False
@@ -145,8 +153,34 @@ class Scheduler:
         self._report.prefill_runs.append(sum(lengths))
         self._taken += sum(sequence.request.slots for sequence in group)
         self._table.add([sequence.start() for sequence in group], lengths)
+        for sequence, length in zip(group, lengths, strict=True):
+            sequence.advance(length)
+            if sequence.reading:
+                self._reading.append(sequence)
         self._accept(first, logits)
         return True
+
+    def _read_on(self, sequence: Sequence) -> None:
+        """The next chunk of a prompt: its borders, and so its bits, depend on the prompt alone.
+
+        While others decode in between, its row is fed along and writes where the next chunk will.
+        """
+        row = self._table.owners.index(sequence.rows[0])
+        start = sequence.read
+        part = sequence.prefix[start : start + self._chunk]
+        logits = None
+        for _ in range(_ATTEMPTS):
+            if logits is None:
+                logits = self._try("chunk", lambda: self._decoder.prefill(row, [part], start))
+        if logits is None:
+            self._fail(sequence, _failed())
+            return self._sweep()
+        self._report.prefill_runs.append(len(part))
+        self._table.hold(row, start + len(part))
+        sequence.advance(len(part))
+        if not sequence.reading:
+            self._reading.remove(sequence)
+            self._accept(row, logits)
 
     # Decode
 
@@ -158,6 +192,8 @@ class Scheduler:
             if logits is not None:
                 self._report.decode_rows = rows
                 self._table.grow()
+                for sequence in self._reading:
+                    self._table.hold(self._table.owners.index(sequence.rows[0]), sequence.read)
                 self._accept(0, logits)
                 return
             self._retry(self._table.owners[self._guilty(rows)].sequence)
@@ -181,8 +217,6 @@ class Scheduler:
                 passing = middle
         return failing - 1
 
-    # What both share
-
     def _try(
         self, phase: str, run: Callable[[], NDArray[np.float32]]
     ) -> NDArray[np.float32] | None:
@@ -194,12 +228,14 @@ class Scheduler:
 
     def _accept(self, first: int, logits: NDArray[np.float32]) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
-        rows = self._table.owners[first:]
+        rows = self._table.owners[first : first + len(logits)]
         ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
         now = self._clock()
         self._table.feed(first, ids)
         searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
         for row, values, token, logprob in zip(rows, logits, ids.tolist(), logprobs, strict=True):
+            if row.sequence.reading:
+                continue
             if row.sequence.search is None:
                 self._take(row.sequence, values, token, logprob, now)
             else:
@@ -230,7 +266,7 @@ class Scheduler:
             else:
                 self._fail(sequence, _failed())
             return
-        self._time_token(sequence, now)
+        self._report.took_token(sequence, now)
         if token in request.end_ids:
             self._finish(sequence, "stop", now)
             return
@@ -255,7 +291,7 @@ class Scheduler:
         if any(math.isnan(logprob) for _, _, logprob in read.values()):
             self._retry(sequence)
             return
-        self._time_token(sequence, now)
+        self._report.took_token(sequence, now)
         former = [branch.output for branch in search.live]
         parents = search.advance([read[row] for row in sequence.rows])
         if not parents:
@@ -276,14 +312,6 @@ class Scheduler:
     def _tell(self, sequence: Sequence, token: Token) -> None:
         sequence.output.append(token.id)
         self._report.events.append((sequence, token))
-
-    def _time_token(self, sequence: Sequence, now: float) -> None:
-        if sequence.first_at is None:
-            sequence.first_at = now
-            self._report.first_token_times.append(now - sequence.submitted_at)
-        else:
-            self._report.token_intervals.append(now - sequence.token_at)
-        sequence.token_at = now
 
     def _sweep(self) -> None:
         """Free the rows that were left. Rows that cannot be moved into their slots start again."""
@@ -354,6 +382,8 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         if sequence.rows:
             self._taken -= sequence.request.slots
+            if sequence.reading:
+                self._reading.remove(sequence)
             sequence.leave()
 
     def _running(self) -> list[Sequence]:
@@ -361,21 +391,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError when the state is inconsistent; tests call it after every step."""
-        self._table.check()
-        owners, active = self._table.owners, self._running()
-        tokens = self._table.tokens(len(owners)).tolist()
-        lengths = self._table.lengths(len(owners)).tolist()
-        assert self._taken == sum(sequence.request.slots for sequence in active)
-        assert self._taken <= self._decoder.slots, "more slots are promised than there are"
-        assert not any(row.left for row in owners), "a row that was left holds a slot"
-        assert len(owners) == sum(len(sequence.rows) for sequence in active)
-        for sequence in active:
-            assert sequence not in self._waiting, "both waiting and active"
-            at = [owners.index(row) for row in sequence.rows]
-            sequence.check([tokens[i] for i in at], [lengths[i] for i in at])
-        for sequence in [*self._waiting, *active]:
-            assert not sequence.ended, "an ended sequence holds a place"
-            assert sequence.attempts <= _ATTEMPTS
+        check_state(self._table, self._waiting, self._reading, self._taken, _ATTEMPTS)
 
 
 def _failed() -> EngineFailed:

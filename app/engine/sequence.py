@@ -17,8 +17,8 @@ class Sequence:
 
     __slots__ = (
         "admitted_at", "attempts", "batch", "ended", "first_at", "gave_way", "generated", "job",
-        "limit", "output", "prefix", "request", "rows", "sampler", "search", "submitted_at",
-        "token_at",
+        "limit", "output", "prefix", "read", "reading", "request", "rows", "sampler", "search",
+        "submitted_at", "token_at",
     )
 
     def __init__(
@@ -35,6 +35,8 @@ class Sequence:
         self.job = id(self) if job is None else job  # sequences of one job take turns with others
         self.prefix = request.prompt + request.forced  # what is read at once
         self.limit = min(request.max_tokens, capacity - len(request.prompt))
+        self.read = 0  # tokens of the prefix that are cached
+        self.reading = False  # has a row, and the rest of the prefix is still to be read
         self.output: list[int] = []
         self.generated = 0
         self.sampler: Sampler | None = None
@@ -64,23 +66,31 @@ class Sequence:
 
     def start(self) -> Row:
         """Begin at the prompt; the row to read it into."""
+        self.sampler = self.search = None
+        self.read, self.reading = 0, True
+        self.generated = len(self.request.forced)
+        self.attempts += 1
+        self.rows = [Row(self)]
+        return self.rows[0]
+
+    def advance(self, tokens: int) -> None:
+        """So many more of the prefix have been read; after the last ones the output begins."""
+        self.read += tokens
+        if self.read < len(self.prefix):
+            return
+        self.reading = False
         request, options = self.request, self.request.sampling
         rest = (request.prompt, request.forced, request.end_ids)
-        self.sampler = self.search = None
         if request.beam is not None:
             self.search = BeamSearch(request.beam, options, *rest, self.limit)
         elif not is_plain(options):
             self.sampler = Sampler(options, *rest)
-        self.generated = len(request.forced)
-        self.attempts += 1
-        self.rows = [Row(self)]
-        return self.rows[0]
 
     def leave(self) -> None:
         """Mark its rows as free."""
         for row in self.rows:
             row.left = True
-        self.rows = []
+        self.rows, self.reading = [], False
 
     def fork(
         self, table: SlotTable[Row], parents: list[int], former: list[tuple[int, ...]]
@@ -117,6 +127,9 @@ class Sequence:
 
     def check(self, tokens: list[int], lengths: list[int]) -> None:
         """Raise AssertionError if these are not what its rows should feed and hold."""
+        if self.reading:
+            assert 0 < self.read < len(self.prefix) and lengths == [self.read]
+            return
         if self.search is None:
             assert 0 < self.generated <= len(self.output) < self.limit
             outputs = [self.output[: self.generated]]
@@ -156,3 +169,17 @@ class StepReport:
     decode_rows: int = 0
     preempted: int = 0
     failures: list[tuple[str, Exception]] = field(default_factory=list)  # phase, what was raised
+
+    def admitted(self, sequence: Sequence, now: float) -> None:
+        """Its prompt is about to be read."""
+        if sequence.admitted_at is None:
+            sequence.admitted_at = now
+            self.queue_times.append(now - sequence.submitted_at)
+
+    def took_token(self, sequence: Sequence, now: float) -> None:
+        if sequence.first_at is None:
+            sequence.first_at = now
+            self.first_token_times.append(now - sequence.submitted_at)
+        else:
+            self.token_intervals.append(now - sequence.token_at)
+        sequence.token_at = now

@@ -187,29 +187,36 @@ class OnnxDecoder:
                 f"the model does not run as its manifest says: {error}", param="model.onnx"
             ) from error
 
-    def prefill(self, first: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Read fresh prompts into slots first, first+1, ...; logits of each last position."""
+    def prefill(
+        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
+    ) -> NDArray[np.float32]:
+        """Read prompts, or one on from `start`; logits of each last position."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
         if rows == 0 or first < 0 or first + rows > self.slots:
             raise ValueError(f"prefill of {rows} slots from {first}: there are {self.slots}")
+        if start and (rows > 1 or start < 0 or start % COLUMNS):
+            raise ValueError(f"prefill of {rows} slots, start {start}: one slot, even start")
         longest = int(lengths.max())
-        if lengths.min() < 1 or longest > self.capacity:
-            raise ValueError(f"prompt lengths {lengths.tolist()} are outside 1..{self.capacity}")
+        if lengths.min() < 1 or start + longest > self.capacity:
+            raise ValueError(
+                f"prompt lengths {lengths.tolist()} are outside 1..{self.capacity - start}"
+            )
         time = longest + longest % COLUMNS
         ids = np.full((rows, time), self._end, np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
         self._check_ids(ids)
         binding = self._session.io_binding()
-        positions = np.minimum(np.arange(time, dtype=np.int64), self.capacity - 1)
+        positions = np.minimum(np.arange(start, start + time), self.capacity - 1)
         feeds = {
             self._names.ids: ids,
             self._names.positions: np.tile(positions, rows),
             self._names.last_index: np.arange(rows, dtype=np.int64) * time + (lengths - 1),
-            self._names.seqlens_k: lengths - 1,
+            # Of a later chunk the kernel finds the start by taking the columns from the length.
+            self._names.seqlens_k: lengths - 1 if not start else lengths * 0 + (start + time - 1),
             # Equal to the padded length: this marks a run of fresh prompts.
-            self._names.total_sequence_length: np.array(time, np.int32),
+            self._names.total_sequence_length: np.array(start + time, np.int32),
         }
         held = _bind_inputs(binding, feeds)
         self._caches.bind(binding, first, rows)

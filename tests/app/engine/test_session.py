@@ -57,6 +57,34 @@ def test_batch_equals_alone_bit_by_bit(bundle: Bundle) -> None:
             assert np.array_equal(logits[row], expected[row][step])
 
 
+@pytest.mark.parametrize("chunk", [2, 16, 32, 64])
+def test_a_prompt_in_chunks_is_the_whole_prompt_bit_by_bit(bundle: Bundle, chunk: int) -> None:
+    """Around the borders of chunks and of the kernel's tiles; logits and those that follow."""
+    decoder = OnnxDecoder(bundle, slots=3, threads=2)
+    rng = np.random.default_rng(3)
+    for size in (3, 17, 31, 32, 33, 34, 63, 64, 65, 66, 95, 96, 97, 98, 127):
+        prompt = rng.integers(0, decoder.vocabulary, size).tolist()
+        whole = decoder.prefill(0, [prompt, [5, 6, 7]])[0]
+        decoder.prefill(2, [prompt[:chunk]])
+        row = whole
+        for start in range(chunk, size, chunk):
+            junk = np.full(3, 9, np.int64)  # others decode between two chunks, its row with them
+            decoder.decode(junk, np.array([size, 3, start], np.int32))
+            row = decoder.prefill(2, [prompt[start : start + chunk]], start)[0]
+        assert np.array_equal(row, whole), size
+        after = decoder.decode(np.full(3, 8, np.int64), np.array([size, 3, size], np.int32))
+        assert size <= chunk or np.array_equal(after[0], after[2]), size
+
+
+def test_prefill_refuses_a_start_that_it_cannot_go_on_from(fp32_bundle: Bundle) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=2, capacity=16, threads=1)
+    decoder.prefill(0, [[5] * 8])
+    assert np.isfinite(decoder.prefill(0, [[5] * 8], 8)).all()
+    for prompts, start in (([[5]], 7), ([[5]], -2), ([[5], [5]], 8), ([[5] * 9], 8)):
+        with pytest.raises(ValueError, match=r"start|prompt lengths"):
+            decoder.prefill(0, prompts, start)
+
+
 def test_any_slot_and_capacity(bundle: Bundle) -> None:
     prompts = make_prompts(bundle.manifest.model.vocabulary)
     expected = OnnxDecoder(bundle, slots=1, threads=2).prefill(0, [prompts[8]])[0]
