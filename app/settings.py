@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.engine.memory import MAX_SLOTS
 from app.errors import SettingsError
 
 PREFIX = "GPT2MT_"
@@ -32,7 +31,7 @@ class Settings(BaseSettings):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
     slots: int | None = Field(
-        None, ge=1, le=MAX_SLOTS, description="Sequences generated side by side. Left out: 32."
+        None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."
     )
     cache_mb: int | None = Field(
         None, ge=1, description="Bound of the KV cache; without slots, as many as fit."

@@ -155,16 +155,16 @@ def test_next_sentences(documents: Documents, negatives: str) -> None:
         clean = replace(batch, ids=torch.where(batch.ids == 1, batch.targets, batch.ids))
         for first, second, follows in segments_of(clean):
             truths.append(follows)
-            owner = next(d for d in every if inside(first, d))
-            other = next(d for d in every if inside(second, d))
-            assert len(owner) >= 8 and len(other) >= 8
+            # a short segment may also stand in a document that it was not taken from
+            onwards = [d for d in every if inside(first + second, d)]
+            backwards = [d for d in every if inside(second + first, d)]
             if follows:
-                assert inside(first + second, owner)
+                assert onwards
             elif negatives == "swapped":
-                assert inside(second + first, owner) and not inside(first + second, owner)
+                assert backwards and not onwards
             else:
-                assert owner is not other and not inside(second, owner)
-                assert (owner[0] < 200) == (other[0] < 200)  # or the language would tell
+                assert not onwards
+                assert (first[0] < 200) == (second[0] < 200)  # or the language would tell
     assert 0.42 < np.mean(truths) < 0.58
 
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 import app.main
 from app.bundle import Bundle
 from app.engine.engine import Engine
+from app.engine.memory import CacheSize
 from app.metrics import Metrics
 from app.service import Service
 from app.settings import Settings
@@ -113,4 +114,5 @@ def fake_service(bundle: Bundle, decoder: Any, settings: Settings, metrics: Metr
     limits = TaskLimits(decoder.capacity, decoder.capacity - 1)
     translator = Translator(engine, tokenizer, detector, bundle.manifest, limits)
     generator = Generator(engine, tokenizer, limits)
-    return Service(bundle, engine, detector, translator, generator, limits)
+    cache = CacheSize.of(bundle.manifest, decoder.slots)
+    return Service(bundle, cache, engine, detector, translator, generator, limits)

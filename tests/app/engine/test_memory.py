@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from app.bundle import Bundle
-from app.engine.memory import CacheSize, fit_cache
+from app.engine.memory import MAX_SLOTS, CacheSize, fit_cache
 from app.engine.session import OnnxDecoder
 from app.errors import SettingsError
+from app.settings import Settings
 
 
 @pytest.mark.parametrize(("slots", "capacity"), [(1, None), (3, 128), (5, 29)])
@@ -38,3 +39,8 @@ def test_slots_follow_from_the_limit(fp32_bundle: Bundle) -> None:
     model = manifest.model.model_copy(update={"layers": 200})
     with pytest.raises(SettingsError, match="slots 1 and cache_mb 1 contradict.*hold 0"):
         fit_cache(manifest.model_copy(update={"model": model}), None, 1)
+
+
+def test_the_setting_allows_as_many_slots_as_fit_is_bound_to() -> None:
+    (bound,) = [m.le for m in Settings.model_fields["slots"].metadata if hasattr(m, "le")]
+    assert bound == MAX_SLOTS
