@@ -64,6 +64,8 @@ def _open(settings: Settings, metrics: Metrics) -> Service:
         threads=settings.threads,
         slots=settings.slots,
         cache_mb=settings.cache_mb,
+        translation_cache=settings.translation_cache,
+        translation_cache_mb=settings.translation_cache_mb,
         max_queue=settings.max_queue,
         max_items=settings.max_items,
         max_characters=settings.max_characters,

@@ -83,6 +83,12 @@ class Metrics:
             "Batch sequences that gave way to interactive ones.",
             registry=r,
         )
+        self.cache_lookups = Counter(
+            "gpt2mt_cache_lookups",
+            "Answers and prompts that were looked for among those kept.",
+            ["cache", "result"],
+            registry=r,
+        )
         self.run_failures = Counter(
             "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r
         )

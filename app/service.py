@@ -15,6 +15,8 @@ from app.engine.memory import CacheSize, fit_cache
 from app.metrics import Metrics
 from app.tasks.generate import Generator
 from app.tasks.inputs import TaskLimits
+from app.tasks.job import EngineLike
+from app.tasks.results import ResultCache
 from app.tasks.translate import Translator
 from app.text.detect import Detector
 from app.text.tokenizer import TextTokenizer
@@ -28,6 +30,8 @@ class ServiceOptions:
     threads: int | None = None
     slots: int | None = None
     cache_mb: int | None = None
+    translation_cache: int = 0
+    translation_cache_mb: int = 16
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
@@ -67,12 +71,17 @@ class Service:
             max_pieces=options.max_queue,  # more could never wait
         )
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
+        translating: EngineLike = engine
+        if options.translation_cache:
+            digest = "".join(entry.sha256 for entry in manifest.files.values())
+            size = options.translation_cache_mb * 10**6
+            translating = ResultCache(engine, digest, options.translation_cache, size, metrics)
         return cls(
             bundle,
             cache,
             engine,
             detector,
-            Translator(engine, tokenizer, detector, manifest, limits),
+            Translator(translating, tokenizer, detector, manifest, limits),
             Generator(engine, tokenizer, limits),
             limits,
         )

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     cache_mb: int | None = Field(
         None, ge=1, description="Bound of the KV cache; without slots, as many as fit."
     )
+    translation_cache: int = Field(
+        0, ge=0, description="Answers of the translation task kept for the same question; 0: none."
+    )
+    translation_cache_mb: int = Field(16, ge=1, description="Bound of their memory.")
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(
