@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from training.corpus import Cleaner, Source, hash64
 from training.errors import CorpusError
 
-FORMAT = 2  # shards of another format are made anew
+FORMAT = 3  # shards of another format are made anew
 DATA = (".bin", ".idx")
 
 
@@ -128,8 +128,17 @@ def batched_texts(texts: Iterable[str], size: int = 4096) -> Iterator[list[str]]
 
 
 def held_out(texts: Sequence[str]) -> bool:
-    """Whether a pair or document is one of those to validate on: one in 200, by its hash."""
-    return hash64("\t".join(texts)) % 200 == 0
+    """Whether a pair or document is one of those to validate on: one in 200.
+
+    A pair is if the hash of either side says so: then no other pair of that text is learnt from,
+    whatever the source or language. Corpora of many languages repeat most of their texts.
+    """
+    return any(hash64(text) % (200 * len(texts)) == 0 for text in texts)
+
+
+def held_line(text: str) -> bool:
+    """Whether a line of running text is held out where it is a side of a pair."""
+    return held_out((text, text))
 
 
 def prepare(
@@ -138,21 +147,28 @@ def prepare(
 ) -> tuple[list[Shard], list[Shard]]:  # fmt: skip
     """Training and validation shards of every source.
 
-    About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source; none
-    of machine translations. Raises CorpusError for a file without a line.
+    About one line in 200 is held out, chosen by its hash, at most `valid_examples` a source and
+    none of machine translations; pairs beyond that are left out of both. Raises CorpusError for a
+    file without a line.
     """
     train: list[Shard] = []
     valid: list[Shard] = []
     for source in sources:
         paired = source.columns == 2
         limit = 0 if source.one_way else valid_examples
+        counts = cleaner.report.counts
         kept: list[str] = []
         held: list[str] = []
         units = cleaner.pairs(source) if paired else ((d,) for d in cleaner.documents(source))
         for texts in units:
-            out = held_out(texts) and len(held) < limit * len(texts)
-            (held if out else kept).extend(texts)
-        if source.key not in cleaner.report.counts:
+            out = valid_examples > 0 and held_out(texts)
+            room = len(held) < limit * len(texts)
+            if out and not room and len(source.languages) == 2:
+                counts[source.key].subtract(kept=1)
+                counts[source.key]["held out"] += 1
+            else:
+                (held if out and room else kept).extend(texts)
+        if source.key not in counts:
             raise CorpusError(f"{source.paths[0]}: is empty")
         stem = source.key.replace("/", "_")
         for texts_of, shards, part in ((kept, train, "train"), (held, valid, "valid")):

@@ -22,7 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from training.corpus import Cleaner, LeakCheck, Source
 from training.errors import CheckpointError, CorpusError
 from training.evaluate import Translator, checkpoint_translator
-from training.shards import held_out
+from training.shards import held_line, held_out
 from training.teachers import Teacher
 from training.words import digest, saving
 
@@ -99,7 +99,9 @@ def _units(
             yield [pair[side]], not held_out(pair)
     else:
         for document in cleaner.documents(source):
-            yield document.split("\n"), not held_out((document,))
+            whole = held_out((document,))
+            for line in document.split("\n"):
+                yield [line], not (whole or held_line(line))
 
 
 def _report(file: Path, mark: str) -> Counter[str] | None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from training.corpus import Cleaner, LeakCheck, Source, find_sources
 from training.errors import CorpusError
-from training.shards import Shard, Side, encode, prepare, write_shard
+from training.shards import Shard, Side, encode, held_line, held_out, prepare, write_shard
 
 PAIRS = Source("web", ("en", "de"), ())
 SEQUENCES = [[1, 2, 3], [65_535], [], [7] * 300]
@@ -121,9 +121,33 @@ def test_prepare_holds_out_a_few_and_loses_none(tokenizer: Tokenizer, tmp_path: 
     )
     assert len(held) == 14  # seven pairs: no more than asked for
     found = [list(zip(side[0::2], side[1::2], strict=True)) for side in (kept, held)]
-    assert sorted(found[0] + found[1]) == sorted(pairs)
+    out = [pair for pair in pairs if held_out(pair)]
+    assert 7 < len(out) < 40 and found[1] == out[:7], "the rest is not learnt from either"
+    assert found[0] == [pair for pair in pairs if pair not in out]
     assert documents == ["one\ntwo", "three"]
-    assert cleaner.report.counts["web.en-de"] == {"kept": 3000, "leak: sentence": 1, "duplicate": 1}
+    assert cleaner.report.counts["web.en-de"] == {
+        "kept": 3007 - len(out), "held out": len(out) - 7, "leak: sentence": 1, "duplicate": 1
+    }  # fmt: skip
+
+
+def test_what_is_held_out_is_learnt_from_no_other_pair(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A corpus of three languages, of which each pair is a file, and machine translations."""
+    for a, b in (("de", "en"), ("de", "fr"), ("en", "fr")):
+        lines = "".join(f"{a} sentence {i}\t{b} sentence {i}\n" for i in range(1500))
+        (tmp_path / f"web.{a}-{b}.tsv").write_text(lines)
+    lines = "".join(f"en sentence {i}\tother {i}\n" for i in range(1500))
+    (tmp_path / "made.en-to-de.tsv").write_text(lines)
+    sources = find_sources(tmp_path, ["en", "de", "fr"])
+    train, valid = prepare(sources, tokenizer, "abc", Cleaner(), tmp_path / "shards", 5)
+    learnt, held = ({s[i].tobytes() for s in shards for i in range(len(s))}
+                    for shards in (train, valid))  # fmt: skip
+    texts = [f"{code} sentence {i}" for code in ("en", "de", "fr") for i in range(1500)]
+    marked = {np.array(tokenizer.encode(text).ids, np.uint16).tobytes()
+              for text in texts if held_line(text)}  # fmt: skip
+    assert marked & held and not marked & learnt
+    assert [len(shard) for shard in valid] == [0, 10, 10, 10]
 
 
 def test_nothing_is_held_out_when_none_is_asked(
@@ -150,7 +174,10 @@ def test_machine_translations_give_no_validation_examples(
         (tmp_path / f"{name}.tsv").write_text(lines)
     sources = find_sources(tmp_path, ["en", "de"], tasks=["shout"])
     train, valid = prepare(sources, tokenizer, "abc", Cleaner(), tmp_path / "shards", 5)
-    assert [len(s) // 2 for s in train] == [2000, 1995] and [len(s) for s in valid] == [0, 10]
+    name = "web.en-to-de"
+    out = sum(held_out((f"line {name} {i}", f"Zeile {name} {i}")) for i in range(2000))
+    assert out > 0, "texts that other pairs are validated on are not learnt from here either"
+    assert [len(s) // 2 for s in train] == [2000 - out, 1995] and [len(s) for s in valid] == [0, 10]
     headers = [Shard(tmp_path / "shards" / f"{s.key}.train.bin").header for s in sources]
     assert [(h.languages, h.one_way, h.task) for h in headers] == [
         (("en", "de"), True, ""), ((), False, "shout"),
