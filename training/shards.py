@@ -164,7 +164,7 @@ def prepare(
             out = valid_examples > 0 and held_out(texts)
             room = len(held) < limit * len(texts)
             if out and not room and len(source.languages) == 2:
-                counts[source.key].subtract(kept=1)
+                counts[source.key]["kept"] -= 1
                 counts[source.key]["held out"] += 1
             else:
                 (held if out and room else kept).extend(texts)
