@@ -64,6 +64,7 @@ def _open(settings: Settings, metrics: Metrics) -> Service:
         threads=settings.threads,
         slots=settings.slots,
         cache_mb=settings.cache_mb,
+        prefix_slots=settings.prefix_slots,
         translation_cache=settings.translation_cache,
         translation_cache_mb=settings.translation_cache_mb,
         max_queue=settings.max_queue,

@@ -30,6 +30,7 @@ class ServiceOptions:
     threads: int | None = None
     slots: int | None = None
     cache_mb: int | None = None
+    prefix_slots: int = 0
     translation_cache: int = 0
     translation_cache_mb: int = 16
     max_queue: int = 2048
@@ -56,9 +57,13 @@ class Service:
 
         bundle = Bundle.open(path)
         manifest = bundle.manifest
-        cache = fit_cache(manifest, options.slots, options.cache_mb)
+        cache = fit_cache(manifest, options.slots, options.cache_mb, options.prefix_slots)
         decoder = OnnxDecoder(
-            bundle, slots=cache.slots, device=options.device, threads=options.threads
+            bundle,
+            slots=cache.slots,
+            spare=cache.spare,
+            device=options.device,
+            threads=options.threads,
         )
         engine = Engine(decoder, metrics, max_queue=options.max_queue)
         tokenizer = TextTokenizer.of(bundle)

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     cache_mb: int | None = Field(
         None, ge=1, description="Bound of the KV cache; without slots, as many as fit."
     )
+    prefix_slots: int = Field(
+        0, ge=0, le=1024, description="Slots that keep beginnings of long prompts; 0: none."
+    )
     translation_cache: int = Field(
         0, ge=0, description="Answers of the translation task kept for the same question; 0: none."
     )

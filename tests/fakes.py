@@ -26,19 +26,20 @@ class FakeDecoder:
         self,
         *,
         slots: int = 8,
+        spare: int = 0,
         capacity: int = 64,
         vocabulary: int = 96,
         hook: Callable[[str, int], None] | None = None,
         poison: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        self.slots = slots
+        self.slots, self.spare = slots, spare
         self.capacity = capacity
         self.vocabulary = vocabulary
         self.hook = hook
         self.poison = poison
         self.calls: list[tuple[str, int]] = []  # phase, rows
         self.moved = 0
-        self._cache = np.full((slots, capacity), _GARBAGE, np.int64)
+        self._cache = np.full((slots + spare, capacity), _GARBAGE, np.int64)
         rng = np.random.Generator(np.random.PCG64(5))
         table = rng.standard_normal((_STATES, vocabulary)) * 2
         table[:, 0] += 2.0  # the end token comes often enough for sequences of mixed length
@@ -75,10 +76,11 @@ class FakeDecoder:
         return self._read(rows, (lengths + 1).tolist())
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
-        assert 0 <= target < self.slots and 0 <= source < self.slots and source != target
+        every = range(self.slots + self.spare)
+        assert source in every and target in every and source != target
         assert 0 <= start <= length <= self.capacity and length > 0
         self._cache[target, start:] = _GARBAGE
-        self._call("move", [])
+        self._call("copy" if max(source, target) >= self.slots else "move", [])
         self._cache[target, start:length] = self._cache[source, start:length]
         self.moved += 1
 

@@ -15,7 +15,8 @@ from app.settings import Settings
 def run(args: argparse.Namespace) -> int:
     settings = Settings.load({"bundle": args.bundle})
     bundle = Bundle.open(settings.bundle)
-    cache = fit_cache(bundle.manifest, settings.slots, settings.cache_mb)
+    manifest, spare = bundle.manifest, settings.prefix_slots
+    cache = fit_cache(manifest, settings.slots, settings.cache_mb, spare)
     facts = describe(bundle, cache)
     text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
     sys.stdout.write(text + "\n")
@@ -37,6 +38,7 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
         "limits": manifest.limits.model_dump(),
         "kv_memory": {
             "slots": cache.slots,
+            "prefix_slots": cache.spare,
             "tokens_per_slot": cache.tokens,
             "bytes_per_token": cache.token_bytes,
             "bytes": cache.bytes,
@@ -49,7 +51,9 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
 
 def render(facts: dict[str, Any]) -> str:
     model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
-    cache = CacheSize(kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"])
+    cache = CacheSize(
+        kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"], kv["prefix_slots"]
+    )
     languages = ", ".join(f"{code} ({name})" for code, name in facts["languages"].items())
     provenance = facts["provenance"]
     rows = [

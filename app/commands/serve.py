@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # A bad bundle or too little memory is told in one line, before anything starts.
-    fit_cache(Bundle.open(settings.bundle).manifest, settings.slots, settings.cache_mb)
+    manifest = Bundle.open(settings.bundle).manifest
+    fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

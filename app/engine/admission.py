@@ -6,7 +6,7 @@ which batch sequences must give way so that interactive ones can start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from app.engine.sequence import Sequence
 
@@ -64,3 +64,18 @@ def giving_way(
         if count == len(candidates):
             break
     return candidates[:count]
+
+
+def culprit(fails: Callable[[int], bool], rows: int) -> int:
+    """The last row of the shortest prefix that fails, by bisection; all rows together do.
+
+    A run that succeeds writes what the repeated run will write again, so it harms nothing.
+    """
+    passing, failing = 0, rows
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        if fails(middle):
+            failing = middle
+        else:
+            passing = middle
+    return failing - 1

@@ -26,7 +26,7 @@ from app.engine.validate import validate
 from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from app.metrics import Metrics
 
-PHASES = ("prefill", "chunk", "decode", "move")  # of runs that can fail
+PHASES = ("prefill", "chunk", "decode", "move", "copy")  # of runs that can fail
 _INTERACTIVE = 8  # sequences; a job of more is batch
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
@@ -221,6 +221,8 @@ class _Instruments:
             m.prompt_tokens.inc(tokens)
         if report.decode_rows:
             m.batch_size.observe(report.decode_rows)
+        for hit in report.prefix_hits:
+            m.cache_lookups.labels("prefix", "hit" if hit else "miss").inc()
         if report.preempted:
             m.preemptions.inc(report.preempted)
         if told := sum(isinstance(event, Token) for _, event in report.events):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from app.engine.kv import SlotTable
 from app.engine.line import Line
+from app.engine.prefixes import PrefixStore
 from app.engine.sequence import Row, Sequence
 
 
@@ -13,11 +14,14 @@ def check_state(
     table: SlotTable[Row],
     waiting: Line[Sequence],
     reading: Iterable[Sequence],
+    prefixes: PrefixStore | None,
     taken: int,
     attempts: int,
 ) -> None:
     """Raise AssertionError naming what is inconsistent."""
     table.check()
+    if prefixes:
+        prefixes.check(table.slots)
     owners = table.owners
     active = list(dict.fromkeys(row.sequence for row in owners))
     tokens = table.tokens(len(owners)).tolist()

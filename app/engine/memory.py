@@ -28,37 +28,44 @@ class CacheSize:
     slots: int
     tokens: int
     token_bytes: int
+    spare: int = 0  # slots for beginnings of prompts
 
     @classmethod
-    def of(cls, manifest: Manifest, slots: int, capacity: int | None = None) -> CacheSize:
+    def of(
+        cls, manifest: Manifest, slots: int, capacity: int | None = None, spare: int = 0
+    ) -> CacheSize:
         model, capacity = manifest.model, capacity or manifest.limits.context
         item = 2 if manifest.graph.cache_dtype == "float16" else 4
         # a key and a value in each layer
         token_bytes = 2 * model.layers * model.heads * model.head_size * item
-        return cls(slots, capacity + capacity % COLUMNS, token_bytes)
+        return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare)
 
     @property
     def bytes(self) -> int:
-        return self.slots * self.tokens * self.token_bytes
+        return (self.slots + self.spare) * self.tokens * self.token_bytes
 
     def __str__(self) -> str:
+        slots = f"{self.slots} + {self.spare}" if self.spare else f"{self.slots}"
         return (
-            f"{self.slots} slots x {self.tokens} tokens x {self.token_bytes:,} bytes = "
+            f"{slots} slots x {self.tokens} tokens x {self.token_bytes:,} bytes = "
             f"{self.bytes / _MB:.1f} MB"
         )
 
 
-def fit_cache(manifest: Manifest, slots: int | None, cache_mb: int | None) -> CacheSize:
+def fit_cache(
+    manifest: Manifest, slots: int | None, cache_mb: int | None, spare: int = 0
+) -> CacheSize:
     """With the slots that are given, or as many as fit into `cache_mb`; an error if they do not."""
     if cache_mb is None:
-        return CacheSize.of(manifest, slots or DEFAULT_SLOTS)
+        return CacheSize.of(manifest, slots or DEFAULT_SLOTS, spare=spare)
     one = CacheSize.of(manifest, 1).bytes
-    most = min(cache_mb * _MB // one, MAX_SLOTS)
+    most = min(cache_mb * _MB // one - spare, MAX_SLOTS)
     wanted = slots or max(most, 1)
     if wanted > most:
         raise SettingsError(
             f"slots {wanted} and cache_mb {cache_mb} contradict: {wanted} slots take "
-            f"{wanted * one / _MB:.1f} MB, {cache_mb} MB hold {most}",
+            f"{wanted * one / _MB:.1f} MB, {cache_mb} MB hold {max(most, 0)} (beside {spare} for "
+            "prefixes)",
             param="cache_mb",
         )
-    return CacheSize.of(manifest, wanted)
+    return CacheSize.of(manifest, wanted, spare=spare)

@@ -137,6 +137,7 @@ class Decoder(Protocol):
     """
 
     slots: int
+    spare: int  # slots behind these that only `move` reaches
     capacity: int  # tokens a slot holds, prompt and output together
     vocabulary: int
 

@@ -18,14 +18,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.admission import fitting, giving_way, similar
+from app.engine.admission import culprit, fitting, giving_way, similar
 from app.engine.invariants import check_state
 from app.engine.kv import SlotTable
 from app.engine.line import Line
+from app.engine.prefixes import PrefixStore
 from app.engine.request import (
     Decoder,
     Event,
@@ -39,6 +42,8 @@ from app.engine.request import (
 from app.engine.sampling import choose, likeliest
 from app.engine.sequence import Row, Sequence, StepReport
 from app.errors import AppError, DeadlineExceeded, EngineFailed
+
+T = TypeVar("T")
 
 _ATTEMPTS = 2  # starts of one sequence before it fails
 CHUNK = 64  # tokens of a prompt that are read in one run, even: see `Decoder.prefill`
@@ -64,6 +69,7 @@ class Scheduler:
         self._taken = 0  # slots that are in use or promised to a search
         self._read = 0  # prompt tokens since the last decode step
         self._reading: deque[Sequence] = deque()  # in rows, with a prompt that is read in part
+        self._prefixes = PrefixStore(decoder, chunk) if decoder.spare else None
         self._entered = False  # a waiting sequence did at the last prefill step
         self._report = StepReport()
 
@@ -72,8 +78,7 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def active(self) -> int:
-        """Slots that are taken."""
+    def active(self) -> int:  # slots
         return self._taken
 
     @property
@@ -117,6 +122,10 @@ class Scheduler:
 
     def _prefill(self, line: list[Sequence]) -> None:
         """A run of waiting prompts, together no more than `max_prefill_tokens`, or of one."""
+        if store := self._prefixes:
+            if self._reuse(store, line[0]):
+                return
+            line = [s for s in line if s is line[0] or not store.knows(s.prefix)]
         group, now = similar(line, self._max_prefill_tokens, self._chunk), self._clock()
         for sequence in group:
             self._waiting.serve(sequence)
@@ -151,28 +160,41 @@ class Scheduler:
             return False
         lengths = [len(prompt) for prompt in prompts]
         self._report.prefill_runs.append(sum(lengths))
+        self._enter(group, lengths)
+        self._accept(first, logits)
+        return True
+
+    def _reuse(self, store: PrefixStore, sequence: Sequence) -> bool:
+        """Let a sequence enter with the beginning of its prompt copied, if that is kept."""
+        prompt, row = sequence.prefix, len(self._table)
+        if len(prompt) <= self._chunk:
+            return False
+        length = self._try("copy", partial(store.copy, prompt, row)) or 0
+        self._report.prefix_hits.append(length > 0)
+        if length:
+            self._waiting.serve(sequence)
+            self._report.admitted(sequence, self._clock())
+            self._enter([sequence], [length])
+        return length > 0
+
+    def _enter(self, group: list[Sequence], lengths: list[int]) -> None:
+        """Give sequences the next rows, where so many tokens of their prompts are cached."""
         self._taken += sum(sequence.request.slots for sequence in group)
         self._table.add([sequence.start() for sequence in group], lengths)
         for sequence, length in zip(group, lengths, strict=True):
             sequence.advance(length)
             if sequence.reading:
                 self._reading.append(sequence)
-        self._accept(first, logits)
-        return True
 
     def _read_on(self, sequence: Sequence) -> None:
         """The next chunk of a prompt: its borders, and so its bits, depend on the prompt alone.
 
         While others decode in between, its row is fed along and writes where the next chunk will.
         """
-        row = self._table.owners.index(sequence.rows[0])
-        start = sequence.read
+        row, start = self._table.owners.index(sequence.rows[0]), sequence.read
         part = sequence.prefix[start : start + self._chunk]
-        logits = None
-        for _ in range(_ATTEMPTS):
-            if logits is None:
-                logits = self._try("chunk", lambda: self._decoder.prefill(row, [part], start))
-        if logits is None:
+        run = partial(self._try, "chunk", partial(self._decoder.prefill, row, [part], start))
+        if (logits := run()) is None and (logits := run()) is None:
             self._fail(sequence, _failed())
             return self._sweep()
         self._report.prefill_runs.append(len(part))
@@ -180,14 +202,15 @@ class Scheduler:
         sequence.advance(len(part))
         if not sequence.reading:
             self._reading.remove(sequence)
+            if store := self._prefixes:
+                self._try("copy", lambda: store.keep(sequence.prefix, row))
             self._accept(row, logits)
 
     # Decode
 
     def _decode(self) -> None:
         while rows := len(self._table):
-            logits = self._decode_run(rows)
-            if logits is None:
+            if (logits := self._decode_run(rows)) is None:
                 logits = self._decode_run(rows)
             if logits is not None:
                 self._report.decode_rows = rows
@@ -196,30 +219,15 @@ class Scheduler:
                     self._table.hold(self._table.owners.index(sequence.rows[0]), sequence.read)
                 self._accept(0, logits)
                 return
-            self._retry(self._table.owners[self._guilty(rows)].sequence)
+            guilty = culprit(lambda count: self._decode_run(count) is None, rows)
+            self._retry(self._table.owners[guilty].sequence)
             self._sweep()
 
     def _decode_run(self, rows: int) -> NDArray[np.float32] | None:
         tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
         return self._try("decode", lambda: self._decoder.decode(tokens, lengths))
 
-    def _guilty(self, rows: int) -> int:
-        """The last row of the shortest prefix that fails, by bisection; all rows together do.
-
-        A run that succeeds writes what the repeated run will write again, so it harms nothing.
-        """
-        passing, failing = 0, rows
-        while failing - passing > 1:
-            middle = (passing + failing) // 2
-            if self._decode_run(middle) is None:
-                failing = middle
-            else:
-                passing = middle
-        return failing - 1
-
-    def _try(
-        self, phase: str, run: Callable[[], NDArray[np.float32]]
-    ) -> NDArray[np.float32] | None:
+    def _try(self, phase: str, run: Callable[[], T]) -> T | None:
         try:
             return run()
         except Exception as error:
@@ -270,11 +278,9 @@ class Scheduler:
         if token in request.end_ids:
             self._finish(sequence, "stop", now)
             return
-        if count := request.sampling.logprobs:
-            top = tuple(likeliest(logits, count, token, logprob))
-            self._tell(sequence, Token(token, logprob, top))
-        else:
-            self._tell(sequence, Token(token, logprob))
+        count = request.sampling.logprobs
+        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
+        self._tell(sequence, Token(token, logprob, top))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:
             self._finish(sequence, "length", now)
@@ -300,10 +306,7 @@ class Scheduler:
                 self._tell(sequence, token)
             self._finish(sequence, best.reason, now, search.best)
             return
-        try:
-            sequence.fork(self._table, parents, former)
-        except Exception as error:
-            self._report.failures.append(("move", error))
+        if self._try("move", partial(sequence.fork, self._table, parents, former)) is None:
             self._retry(sequence)
             return
         for row, branch in zip(sequence.rows, search.live, strict=True):
@@ -318,13 +321,10 @@ class Scheduler:
         table = self._table
         at = len(table) - 1  # from the end, so that no row that was left is moved
         while at >= 0:
-            if table.owners[at].left:
-                try:
-                    table.remove(at)
-                except Exception as error:
-                    self._report.failures.append(("move", error))
-                    self._retry(table.pop().sequence)
-                    at = len(table)  # the sequence may have left other rows
+            left = table.owners[at].left
+            if left and self._try("move", partial(table.remove, at)) is None:
+                self._retry(table.pop().sequence)
+                at = len(table)  # the sequence may have left other rows
             at -= 1
 
     def _retry(self, sequence: Sequence) -> None:
@@ -391,7 +391,8 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError when the state is inconsistent; tests call it after every step."""
-        check_state(self._table, self._waiting, self._reading, self._taken, _ATTEMPTS)
+        held = (self._table, self._waiting, self._reading, self._prefixes)
+        check_state(*held, self._taken, _ATTEMPTS)
 
 
 def _failed() -> EngineFailed:

@@ -94,7 +94,7 @@ class Sequence:
 
     def fork(
         self, table: SlotTable[Row], parents: list[int], former: list[tuple[int, ...]]
-    ) -> None:
+    ) -> list[Row]:
         """Give each hypothesis a row: the first of a parent its parent's, others a copy of it.
 
         `parents` are places among the rows, `former` the outputs there before. A copy goes over the
@@ -119,6 +119,7 @@ class Sequence:
         for place in childless:
             old[place].left = True
         self.rows = rows
+        return rows
 
     def timing(self, now: float) -> Timing:
         admitted = now if self.admitted_at is None else self.admitted_at
@@ -166,6 +167,7 @@ class StepReport:
     first_token_times: list[float] = field(default_factory=list)
     token_intervals: list[float] = field(default_factory=list)
     prefill_runs: list[int] = field(default_factory=list)  # prompt tokens of each
+    prefix_hits: list[bool] = field(default_factory=list)  # of prompts longer than a chunk
     decode_rows: int = 0
     preempted: int = 0
     failures: list[tuple[str, Exception]] = field(default_factory=list)  # phase, what was raised

@@ -147,13 +147,14 @@ class OnnxDecoder:
         bundle: Bundle,
         *,
         slots: int,
+        spare: int = 0,
         capacity: int | None = None,
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
         manifest = bundle.manifest
         limit = manifest.limits.context
-        self.slots = slots
+        self.slots, self.spare = slots, spare
         self.capacity = limit if capacity is None else capacity
         self.vocabulary = manifest.model.vocabulary
         if slots < 1:
@@ -172,7 +173,7 @@ class OnnxDecoder:
         self._session = create_session(str(bundle.model_path), device, threads)
         check_graph(self._session, bundle)
         self._names, self._device, self._end = manifest.graph, device, manifest.tokens.end
-        self._caches = _Caches(bundle, slots, self.capacity, device)
+        self._caches = _Caches(bundle, slots + spare, self.capacity, device)
         self._steps: dict[int, _Step] = {}
         self._warm_up()
 
@@ -249,8 +250,8 @@ class OnnxDecoder:
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`."""
         for slot in (source, target):
-            if not 0 <= slot < self.slots:
-                raise ValueError(f"slot {slot} is outside 0..{self.slots - 1}")
+            if not 0 <= slot < self.slots + self.spare:
+                raise ValueError(f"slot {slot} is outside 0..{self.slots + self.spare - 1}")
         if not 0 <= start <= length <= self.capacity:
             raise ValueError(f"length {length} from {start} is outside 0..{self.capacity}")
         if source != target:

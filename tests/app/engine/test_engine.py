@@ -169,7 +169,7 @@ def test_any_company_any_arrival_the_same_answer(
     def decoder(slots: int) -> Decoder:
         if bundle is None:
             return FakeDecoder(slots=slots)
-        return OnnxDecoder(bundle, slots=slots, threads=2)
+        return OnnxDecoder(bundle, slots=slots, spare=slots // 5, threads=2)
 
     longest = 29 if bundle is None else 95  # over a chunk
     vocabulary, rng = decoder(1).vocabulary, random.Random(7)

@@ -20,6 +20,16 @@ def test_the_size_is_that_of_the_arrays(
     assert size.bytes == sum(array.nbytes for array in decoder._caches._arrays)
 
 
+def test_slots_for_prefixes_count(fp32_bundle: Bundle) -> None:
+    decoder = OnnxDecoder(fp32_bundle, slots=3, spare=2, threads=1)
+    size = fit_cache(fp32_bundle.manifest, None, 1, spare=2)  # seven in all
+    assert (size.slots, size.spare) == (5, 2)
+    assert str(size).startswith("5 + 2 slots x 128 tokens x 1,024 bytes = 0.9 MB")
+    assert sum(a.nbytes for a in decoder._caches._arrays) == 5 * size.bytes // 7
+    with pytest.raises(SettingsError, match="hold 0.*beside 9 for prefixes"):
+        fit_cache(fp32_bundle.manifest, None, 1, spare=9)
+
+
 def test_half_precision_takes_half(fp32_bundle: Bundle) -> None:
     manifest = fp32_bundle.manifest
     graph = manifest.graph.model_copy(update={"cache_dtype": "float16"})
