@@ -13,8 +13,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.request import Event
+
+END = frozenset({0})
 _STATES = 1021
 _GARBAGE = -7
+
+
+def ignore(event: Event) -> None:
+    """The listener of a request that nobody asks about."""
 
 
 class RunFailed(Exception):

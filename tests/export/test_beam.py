@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from app.bundle import Bundle
-from app.engine.request import Beam, Event, Finished, Hypothesis, Request, Sampling
+from app.engine.request import Beam, Finished, Hypothesis, Request, Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.session import OnnxDecoder
+from tests.fakes import ignore
 
 PROMPTS = [(5, 9, 100, 200, 2), (4, 9, 300, 310, 311, 312, 2), (3, 8, 77, 2), (6, 9, 500, 401, 2)]
-
-
-def ignore(event: Event) -> None:
-    pass
 
 
 @pytest.mark.parametrize("likely", [False, True])  # whether the end is a token that it says often

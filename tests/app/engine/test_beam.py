@@ -15,13 +15,7 @@ from app.engine.beam import BeamSearch
 from app.engine.request import Beam, Event, Failed, Finished, Hypothesis, Request, Sampling, Token
 from app.engine.sampling import greedy
 from app.engine.scheduler import Scheduler
-from tests.fakes import FakeDecoder, RunFailed
-
-END = frozenset({0})
-
-
-def ignore(event: Event) -> None:
-    pass
+from tests.fakes import END, FakeDecoder, RunFailed, ignore
 
 
 def run(request: Request, decoder: FakeDecoder) -> list[Event]:

@@ -5,152 +5,27 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
 from app.bundle import Bundle
 from app.engine.engine import Engine, Ticket
-from app.engine.request import (
-    Beam,
-    Decoder,
-    Event,
-    Failed,
-    Finished,
-    Hypothesis,
-    Request,
-    Sampling,
-    Token,
-)
+from app.engine.request import Beam, Decoder, Event, Request, Sampling
 from app.engine.session import OnnxDecoder
 from app.errors import AppError, InvalidField, NotReady, QueueFull, TooLong
 from app.metrics import Metrics
+from tests.app.engine import driver
+from tests.app.engine.listeners import Gate, Listener, a_request, answers, endless, running
 from tests.fakes import FakeDecoder, RunFailed
 
-END = frozenset({0})
 INF = float("inf")
 
 
-class Listener:
-    """Collects events; remembers what must not happen."""
-
-    def __init__(self, act: Callable[[Event], None] | None = None) -> None:
-        self.events: list[Event] = []
-        self.threads: set[str] = set()
-        self.ended = threading.Event()
-        self.after_end = 0
-        self._act = act
-
-    def __call__(self, event: Event) -> None:
-        self.after_end += self.ended.is_set()
-        self.events.append(event)
-        self.threads.add(threading.current_thread().name)
-        if not isinstance(event, Token):
-            self.ended.set()
-        if self._act is not None:
-            self._act(event)
-
-    @property
-    def hypotheses(self) -> tuple[Hypothesis, ...]:
-        end = self.events[-1]
-        return end.hypotheses if isinstance(end, Finished) else ()
-
-    @property
-    def answer(self) -> tuple[list[Token], str]:
-        assert self.ended.wait(10) and self.after_end == 0
-        tokens = [event for event in self.events if isinstance(event, Token)]
-        end = self.events[-1]
-        assert len(tokens) == len(self.events) - 1
-        if isinstance(end, Finished):
-            return tokens, end.reason
-        assert isinstance(end, Failed)
-        return tokens, end.error.code
-
-
-class Gate:
-    """A decoder hook that lets runs pass only while it is open; can be told to raise."""
-
-    def __init__(self, is_open: bool = True) -> None:
-        self._open = threading.Event()
-        self.reached = threading.Event()
-        self.error: BaseException | None = None
-        if is_open:
-            self._open.set()
-
-    def open(self) -> None:
-        self._open.set()
-
-    def __call__(self, phase: str, call: int) -> None:
-        self.reached.set()
-        assert self._open.wait(10)
-        if self.error is not None:
-            raise self.error
-
-
-@contextmanager
-def running(
-    decoder: Decoder | None = None, metrics: Metrics | None = None, max_queue: int = 2048
-) -> Iterator[Engine]:
-    decoder = decoder or FakeDecoder()
-    engine = Engine(decoder, metrics or Metrics(), max_queue=max_queue)
-    engine.start()
-    try:
-        yield engine
-    finally:
-        if isinstance(hook := getattr(decoder, "hook", None), Gate):
-            hook.open()
-        engine.stop(drain=False)
-        assert not engine.alive
-        engine._scheduler.check()
-
-
-def a_request(
-    listener: Listener, prompt: tuple[int, ...] = (5, 6, 7), max_tokens: int = 20,
-    sampling: Sampling | None = None, end: frozenset[int] = END, deadline: float | None = None,
-) -> Request:
-    return Request(prompt, max_tokens, listener, end, sampling or Sampling(), deadline)
-
-
-def endless(listener: Listener, **more: object) -> Request:
-    return a_request(listener, (5,), 60, end=frozenset(), **more)  # type: ignore[arg-type]
-
-
-def mixed(count: int, vocabulary: int = 96, longest: int = 29) -> list[Request]:
-    """Every fifth prompt may have `longest` tokens, the others 29."""
-    rng = random.Random(1)
-    options = [
-        Sampling(),
-        Sampling(0.9, top_k=20, seed=1),
-        Sampling(),
-        Sampling(1.1, top_p=0.9, repetition_penalty=1.2, seed=2),
-        Sampling(0.8, min_p=0.1, presence_penalty=0.4, frequency_penalty=0.3, seed=3),
-        Sampling(logit_bias=((9, 3.0),), min_tokens=8, no_repeat_ngram=2, logprobs=4),
-        Beam(4, 1.0, best=4),
-        Beam(3, 0.0, early_stopping=False, best=2),
-    ]
-    requests = []
-    for i in range(count):
-        option, forced = options[i % len(options)], rng.choice([(), (), (), (11, 12, 13)])
-        one = a_request(
-            Listener(),
-            tuple(
-                rng.randrange(1, vocabulary)
-                for _ in range(rng.randint(1, 29 if i % 5 else longest))
-            ),
-            rng.randrange(5, 30),
-        )
-        if isinstance(option, Beam):
-            one = replace(one, beam=option)
-        else:
-            one = replace(one, sampling=option)
-        requests.append(replace(one, forced=forced))
-    return requests
-
-
-def answers(requests: list[Request]) -> list[tuple[list[Token], str]]:
-    return [one.listener.answer for one in requests]  # type: ignore[attr-defined]
+def mixed(count: int, vocabulary: int = 96, longest: int = 39) -> list[Request]:
+    """Requests of every kind, each with a listener of its own."""
+    requests = driver.mixed(count, 1, vocabulary, longest)
+    return [replace(one, listener=Listener()) for one in requests]
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -171,7 +46,7 @@ def test_any_company_any_arrival_the_same_answer(
             return FakeDecoder(slots=slots)
         return OnnxDecoder(bundle, slots=slots, spare=slots // 5, threads=2)
 
-    longest = 29 if bundle is None else 95  # over a chunk
+    longest = 39 if bundle is None else 95  # over a chunk
     vocabulary, rng = decoder(1).vocabulary, random.Random(7)
     alone, together = (mixed(200, vocabulary, longest) for _ in range(2))
     with running(decoder(4)) as engine:

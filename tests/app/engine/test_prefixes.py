@@ -13,11 +13,7 @@ from app.engine.prefixes import PrefixStore
 from app.engine.request import Beam, Decoder, Event, Request, Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.session import OnnxDecoder
-from tests.fakes import FakeDecoder, RunFailed
-
-
-def ignore(event: Event) -> None:
-    pass
+from tests.fakes import END, FakeDecoder, RunFailed, ignore
 
 
 def sharing(count: int, longest: int, vocabulary: int = 96) -> list[Request]:
@@ -28,7 +24,7 @@ def sharing(count: int, longest: int, vocabulary: int = 96) -> list[Request]:
     for i in range(count):
         own = [rng.randrange(1, vocabulary) for _ in range(rng.randrange(0, 6))]
         prompt = (*rng.choice(texts)[: rng.randrange(4, longest - 5)], *own)
-        one = Request(prompt, 8, ignore, frozenset({0}))
+        one = Request(prompt, 8, ignore, END)
         if i % 3 == 1:
             one = replace(one, sampling=Sampling(0.9, seed=i))
         elif i % 7 == 2:
