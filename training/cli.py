@@ -329,7 +329,9 @@ def train_stage(arguments: argparse.Namespace) -> int:
     from training.stages import start
 
     _set_threads(arguments.threads)
-    config = stage_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set))
+    given = {"init": arguments.init, "adds": arguments.add}
+    config = stage_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set),
+                          [key for key, value in given.items() if value])  # fmt: skip
     if config.stage != arguments.stage:
         raise ConfigError(
             f"recipe {arguments.recipe!r}: is for stage {config.stage!r}, not {arguments.stage!r}"

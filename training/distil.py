@@ -314,7 +314,7 @@ def distiller_of(
 ) -> Distiller | None:
     """Opens the recipe's teachers and has the stream's batches carry what is needed of them.
 
-    Words that `keeper` does not have yet are written now. None if the recipe distils nothing.
+    None if the recipe distils nothing.
     """
     if not config.distil.on:
         return None
@@ -339,7 +339,4 @@ def distiller_of(
                 "distil.teachers: rows of text hold several languages, so hidden and relations "
                 f"need one teacher for all of {', '.join(codes)}"
             )
-    if not (config.distil.hidden or config.distil.relations):
-        for teacher in teachers.values():
-            teacher.release()
     return distiller

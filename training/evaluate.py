@@ -188,7 +188,7 @@ class Translator:
 
 def checkpoint_translator(
     folder: Path, batch: int = 64, threads: int = 0, beam: int = 1, length_penalty: float = 1.0,
-    task: str = "",
+    task: str = "", device: torch.device | None = None,
 ) -> Translator:  # fmt: skip
     """A translator by a checkpoint, greedy or by beam search, `batch` lines at a time.
 
@@ -201,7 +201,7 @@ def checkpoint_translator(
     if threads:
         torch.set_num_threads(threads)
     model, meta = load_checkpoint(folder)
-    model.eval()
+    model.eval().to(device or torch.device("cpu"))
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     template = meta.get("templates", {}).get(f"task:{task}" if task else "translate")
     if not template:

@@ -23,6 +23,7 @@ from training.objectives import filled_in, hidden_tokens, next_sentence_term, re
 
 AUXILIARY = {"masked": "masking", "infilling": "infilling", "replaced": "replaced"}  # by form
 POOLED = ("translation", "text", "task")  # their positions weigh alike; the data set their shares
+LABELS = ("causal", "masking", "infilling", *POOLED, "source")  # terms whose positions have a label
 
 
 class Learner(nn.Module):

@@ -47,7 +47,7 @@ from training.distributed import (
     whole,
 )
 from training.errors import CheckpointError, SaveError, TrainingError
-from training.learner import Learner, step_counts
+from training.learner import LABELS, Learner, step_counts
 from training.log import Log
 from training.optim import build_optimisers, optimiser_state, rate_factor, restore_optimisers
 
@@ -119,6 +119,7 @@ class Run:
                 now = time.monotonic()
                 self.elapsed = self.ranks.agree(before + now - started)
                 self.average.update(self._progress())
+                entry["elapsed_s"] = round(self.elapsed, 2)
                 entry["tokens_per_s"] = round(entry.pop("read") / (now - clock), 1)
                 if self.step % config.valid_steps == 0 or self._done():
                     entry.update(self._validated())
@@ -188,9 +189,9 @@ class Run:
             "step": self.step, "loss": mean,
             **{f"loss/{k}": total / max(1, counts[k]) for k, total in sums.items()},
             "rate": factor, "gradient_norm": float(norm),
-            "target_tokens": counts.total(), "read": read,
+            "target_tokens": sum(counts[k] for k in LABELS), "read": read,
             "padding": round(1 - read / sizes["padded"], 4),
-            "elapsed_s": round(self.elapsed, 2), "epoch": self.cursor.epoch,
+            "epoch": self.cursor.epoch,
         }  # fmt: skip
 
     def _diverged(
@@ -213,9 +214,11 @@ class Run:
             content = [line for place, texts in named.items() for line in (place, *texts, "")]
             file.write_text("\n".join(content), encoding="utf-8")
         where = f"{'; '.join(named)}; see {file.name}" if named else "; ".join(every)
+        kept = (self.folder / "last").exists()
         return TrainingError(
             f"step {self.step + 1}: {figures}: the run diverged at {where}; "
-            "try a lower optimiser.rate; the last checkpoint is kept"
+            "try a lower optimiser.rate; "
+            + ("the last checkpoint is kept" if kept else "no checkpoint had been written")
         )
 
     def _validated(self) -> dict[str, float]:

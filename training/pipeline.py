@@ -75,16 +75,19 @@ class TranslateConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """`sets` are globs over the names of test sets to score, `limit` sentences of each (0: all);
-    `lowercase` folds case in BLEU, as its signature then says."""
+    """`sets` are globs over the names of test sets to score, `limit` sentences of each (0: all),
+    `beam` hypotheses at a time; `lowercase` folds case in BLEU, as its signature then says."""
 
     sets: tuple[str, ...] = ("*",)
     limit: int = 200
     lowercase: bool = False
+    beam: int = 1
 
     def __post_init__(self) -> None:
         if self.limit < 0:
             raise ConfigError(f"limit = {self.limit}: must be 0 or more")
+        if self.beam < 1:
+            raise ConfigError(f"beam = {self.beam}: must be positive")
 
 
 Config = TokenizerConfig | RunConfig | TranslateConfig
@@ -158,34 +161,43 @@ def load_pipeline(name: str | Path, settings: Iterable[tuple[str, Any]] = ()) ->
         raise ConfigError(f"pipeline {path.stem}: {error}") from None
 
 
-def stage_recipe(name: str, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A recipe by path, or as `PIPELINE:STAGE` a training stage of a pipeline."""
+def stage_recipe(
+    name: str, overrides: dict[str, Any] | None = None, given: Iterable[str] = ("init", "adds")
+) -> RunConfig:
+    """A recipe by path, or as `PIPELINE:STAGE` a training stage of a pipeline.
+
+    What the stage builds on is not run: raises ConfigError unless it is among those `given`.
+    """
     if ":" not in name or Path(name).is_file():
         return load_recipe(name, overrides)
-    config = _stage_config(name, overrides)
-    if not isinstance(config, RunConfig):
+    stage = _stage_of(name, overrides)
+    if not isinstance(stage.config, RunConfig):
         raise ConfigError(f"recipe {name!r}: is not a stage that trains a model")
-    return config
+    for key, option, value in (("init", "--init", stage.init), ("adds", "--add", stage.adds)):
+        if value and key not in given:
+            raise ConfigError(f"recipe {name!r}: its {key} = {value!r}; give the folder with "
+                              f"{option}, or run the stages before it (train run)")  # fmt: skip
+    return stage.config
 
 
 def stage_data(name: str) -> DataConfig:
     """The data of such a recipe, or of a stage that trains a tokenizer."""
     if ":" not in name or Path(name).is_file():
         return load_recipe(name).data
-    config = _stage_config(name, None)
+    config = _stage_of(name, None).config
     if isinstance(config, TranslateConfig):
         raise ConfigError(f"recipe {name!r}: is a stage of kind 'translate'")
     return config.data
 
 
-def _stage_config(name: str, overrides: dict[str, Any] | None) -> Config:
+def _stage_of(name: str, overrides: dict[str, Any] | None) -> Stage:
     file, _, stage = name.rpartition(":")
     settings = [(f"{stage}.{key}", value) for key, value in (overrides or {}).items()]
     found = load_pipeline(file, settings)
     if stage not in found:
         known = ", ".join(s.name for s in found.stages)
         raise ConfigError(f"recipe {name!r}: no such stage; there are {known}")
-    return found[stage].config
+    return found[stage]
 
 
 def _pipeline(name: str, values: dict[str, Any], settings: Iterable[tuple[str, Any]]) -> Pipeline:

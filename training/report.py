@@ -98,11 +98,12 @@ def _scores(scored: Mapping[str, Sequence[Row]], figures: Path) -> Iterable[str]
                   for r in of.values())]
             for p in pairs
         ]  # fmt: skip
-        cells.append(["mean of its directions", *(
-            " / ".join(f"{sum(r[key] for r in by_pair.values()) / len(by_pair):.1f}"
-                       for key in ("bleu", "chrf"))
-            for by_pair in of.values()
-        )])  # fmt: skip
+        if common := [p for p in pairs if all(p in by_pair for by_pair in of.values())]:
+            cells.append([f"mean of the {len(common)} that all have", *(
+                " / ".join(f"{sum(r[p][key] for p in common) / len(common):.1f}"
+                           for key in ("bleu", "chrf"))
+                for r in of.values()
+            )])  # fmt: skip
         yield _table(["BLEU / chrF", *of], cells)
         signatures = {row[key] for row in rows for key in ("bleu_signature", "chrf_signature")}
         yield "\n".join(f"- `{signature}`" for signature in sorted(signatures))

@@ -172,8 +172,12 @@ class Runner:
             if results.get("scored") == mark.hexdigest():
                 continue
             view.show(SCORES, f"running: {stage.name}")
-            rows = scores(checkpoint_translator(checkpoint), tests, options.lowercase) if tests \
-                else []
+            rows = []
+            if tests:
+                translate = checkpoint_translator(
+                    checkpoint, beam=options.beam, device=find_device(self.where.device)
+                )
+                rows = scores(translate, tests, options.lowercase)
             write(folder, {**results, "scored": mark.hexdigest(), "scores": rows})
             fresh = True
         view.show(SCORES, "done" if fresh else "done before, skipped")

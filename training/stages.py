@@ -37,7 +37,7 @@ from training.corpus import (
 )
 from training.corruption import Vocabulary
 from training.distil import distiller_of
-from training.distributed import device_of_rank, joined
+from training.distributed import Ranks, device_of_rank, joined
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import (
     auxiliary_batches,
@@ -85,7 +85,7 @@ def start(
     with joined(place) as ranks:
         with ranks.first_alone():  # it makes the files that the others read
             run = _prepared(config, corpus, folder, tokenizer_file, init, test_folders or [],
-                            place, progress, adds)  # fmt: skip
+                            place, progress, adds, ranks)  # fmt: skip
         checkpoint = run(ranks=ranks).train()
         if ranks.first:
             write_validation(folder)
@@ -95,8 +95,10 @@ def start(
 def _prepared(
     config: RunConfig, corpus: Path, folder: Path, tokenizer_file: Path, init: Path | None,
     test_folders: list[Path], device: torch.device, progress: bool, adds: Sequence[Path],
+    ranks: Ranks,
 ) -> Callable[..., Run]:  # fmt: skip
-    """The run but for its ranks, with shards and all else that it reads at hand."""
+    """The run, with shards and all else that it reads at hand; made by calling what is returned
+    with `ranks`, on all ranks at a time, since they share the model."""
     folder.mkdir(parents=True, exist_ok=True)
     _remember(folder, config)
     tokenizer_file = _fitted(config, tokenizer_file, init, folder)
@@ -123,7 +125,8 @@ def _prepared(
     sizes = token_bytes(tokenizer)
     context, dtype = autocast(config, model.device)
     kept = folder / "teachers"
-    keeper = Keeper(kept, config.distil.top_k, config.batch_tokens, context, dtype, progress)
+    name = f".{ranks.rank}of{ranks.world}" if ranks.world > 1 else ""
+    keeper = Keeper(kept, config.distil.top_k, config.batch_tokens, context, dtype, name)
     distiller = distiller_of(config, model, stream, tokenizer_file, keeper)
     judge = judge_of(config, distiller, valid, tags, tokenizer, kept / "bleu.json")
     return partial(

@@ -57,8 +57,9 @@ def teach(
         done = _report(file, mark)
         if done is None:
             if translator is None:
-                translator = checkpoint_translator(checkpoint, BATCH, beam=beam)
-                translator.model.to(teacher.device)
+                translator = checkpoint_translator(
+                    checkpoint, BATCH, beam=beam, device=teacher.device
+                )
             with saving(file):
                 out.mkdir(parents=True, exist_ok=True)
                 done = _write(file, texts, translator, (language, target), mark, progress)

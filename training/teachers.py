@@ -55,10 +55,6 @@ class Teacher:
             self._model = model.to(self.device).eval().requires_grad_(False)
         return self._model
 
-    def release(self) -> None:
-        """Frees the memory of the weights."""
-        self._model = None
-
     def require(self, way: str) -> None:
         """Raises ConfigError unless the teacher knows the direction or language."""
         pairs = ["-".join(pair) for pair in self.meta.get("pairs", [])]

@@ -1,9 +1,9 @@
 """A teacher's words on disk: the k most probable tokens at every position that a student learns.
 
 A teacher and the rows of a training shard flow in; ids (uint16) and log-probabilities (fp16) of
-each position flow out, written once and then memory-mapped, and are put beside the tokens of a
-batch. A file is named by a digest of all it depends on. Writing goes block by block and goes on
-where it was stopped; the header, with a checksum, comes last.
+each position flow out and are put beside the tokens of a batch. What a batch needs and no earlier
+one needed is computed when it is made, and kept: a run pays for what it reads, once. A file is
+named by a digest of all it depends on.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from training.batches import PairRows, TextRows, way_of
 from training.errors import CorpusError, SaveError
@@ -29,8 +29,8 @@ from training.model import GPT, MaskMode
 from training.shards import Shard
 from training.teachers import Teacher
 
-BLOCK = 1024  # items between two writes
 POSITIONS = 1024  # whose logits exist at one time
+ENTRY = np.dtype([("item", "<i8"), ("start", "<i8"), ("count", "<i8"), ("crc", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -43,40 +43,71 @@ class Row:
 
 
 class Words:
-    """A memory-mapped file of words; `words[i]` are item i's records, fields "ids" and "logs"."""
+    """A file of words that grows; `words[i]` are item i's records, fields "ids" and "logs".
 
-    def __init__(self, path: Path) -> None:
-        try:
-            header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            self.offsets: NDArray[np.int64] = np.fromfile(path.with_suffix(".idx"), np.int64)
-            self.top_k = int(header["top_k"])
-            self.records = (
-                np.memmap(path, record(self.top_k), mode="r") if header["records"]
-                else np.zeros(0, record(self.top_k))
-            )  # fmt: skip
-            whole = len(self.records) == header["records"] == self.offsets[-1]
-            if not whole or checksum(path) != header["checksum"]:
-                raise ValueError("its data are not those that were written")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise CorpusError(
-                f"teacher words {path}: {error}; remove the file to have it written anew"
-            ) from None
+    A journal beside it has an entry an item: which, its first record, how many, their checksum. It
+    is written after the records; what a killed writer left unfinished is cut off on opening.
+    Raises SaveError when the disk takes no more, CorpusError for records that are damaged.
+    """
+
+    def __init__(self, path: Path, items: int, k: int) -> None:
+        self.path, self.record = path, record(k)
+        self.entries = np.zeros(items, ENTRY)  # count 0: not there yet
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            journal = path.with_suffix(".journal")
+            self.journal = journal.open("r+b" if journal.exists() else "w+b", buffering=0)
+            data = self.journal.read()
+            found: NDArray[Any] = np.frombuffer(data, ENTRY, len(data) // ENTRY.itemsize)
+            there = os.fstat(self.file.fileno()).st_size // self.record.itemsize
+            good = (found["count"] > 0) & (found["start"] >= 0)
+            good &= found["start"] + found["count"] <= there
+            good &= (found["item"] >= 0) & (found["item"] < items)
+            found = found[: len(good) if good.all() else int(good.argmin())]
+            self.entries[found["item"]] = found
+            self.kept = len(found)
+            self.size = int((found["start"] + found["count"]).max(initial=0))
+            os.truncate(self.journal.fileno(), self.kept * ENTRY.itemsize)
+            os.truncate(self.file.fileno(), self.size * self.record.itemsize)
+
+    def __contains__(self, item: int) -> bool:
+        return bool(self.entries[item]["count"])
 
     def __getitem__(self, item: int) -> NDArray[Any]:
-        return self.records[self.offsets[item] : self.offsets[item + 1]]
+        _, start, count, crc = self.entries[item].tolist()
+        size = self.record.itemsize
+        data = os.pread(self.file.fileno(), count * size, start * size)
+        if not count or len(data) != count * size or crc32(data) != crc:
+            raise CorpusError(
+                f"teacher words {self.path}: the records of row {item} are not those that were "
+                "written; remove the file to have it made anew"
+            )
+        return np.frombuffer(data, self.record)
+
+    def add(self, items: Sequence[int], records: Sequence[NDArray[Any]]) -> None:
+        """Append the records of items that are not there, then their entries in one write."""
+        counts = np.array([len(part) for part in records], np.int64)
+        entries = np.zeros(len(items), ENTRY)
+        entries["item"], entries["count"] = items, counts
+        entries["start"] = self.size + np.cumsum(counts) - counts
+        parts = [part.tobytes() for part in records]
+        entries["crc"] = [crc32(part) for part in parts]
+        with saving(self.path):
+            _write(self.file.fileno(), b"".join(parts), self.size * self.record.itemsize)
+            _write(self.journal.fileno(), entries.tobytes(), self.kept * ENTRY.itemsize)
+        self.entries[entries["item"]] = entries
+        self.size, self.kept = self.size + int(counts.sum()), self.kept + len(items)
+
+
+def _write(file: int, data: bytes, place: int) -> None:
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
 
 
 def record(k: int) -> np.dtype[Any]:
     return np.dtype([("ids", "<u2", (k,)), ("logs", "<f2", (k,))])
-
-
-def checksum(path: Path) -> str:
-    """Of the records and the offsets."""
-    parts = []
-    for file in (path, path.with_suffix(".idx")):
-        with file.open("rb") as handle:
-            parts.append(file_digest(handle, "blake2b").hexdigest()[:32])
-    return ".".join(parts)
 
 
 def digest(*values: Any) -> str:
@@ -91,44 +122,6 @@ def digest(*values: Any) -> str:
 Predict = Callable[[Sequence[Row]], list[NDArray[Any]]]
 
 
-def write_words(
-    path: Path, sizes: NDArray[np.int64], rows_of: Callable[[int], list[Row]], predict: Predict,
-    k: int, title: str = "", progress: bool = False,
-) -> Words:  # fmt: skip
-    """The words of items 0..n-1, item i having `sizes[i]` records; made unless they are there.
-
-    `rows_of(i)` are an item's rows; an item of size 0 is not asked for.
-    """
-    if path.with_suffix(".json").exists():
-        return Words(path)
-    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
-    partial = path.with_name(path.name + ".partial")
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = _whole_blocks(partial, offsets, record(k).itemsize)
-        with partial.open("ab") as file, tqdm(
-            total=len(sizes), initial=done, desc=title, unit="row", disable=not progress
-        ) as bar:
-            for start in range(done, len(sizes), BLOCK):
-                items = range(start, min(start + BLOCK, len(sizes)))
-                rows = [row for i in items if sizes[i] for row in rows_of(i)]
-                records = np.concatenate([np.zeros(0, record(k)), *predict(rows)])
-                if len(records) != offsets[items.stop] - offsets[start]:
-                    raise ValueError(f"{len(records)} records for rows {start} to {items.stop}")
-                file.write(records.tobytes())
-                file.flush()
-                bar.update(len(items))
-            os.fsync(file.fileno())
-        partial.replace(path)
-        offsets.tofile(path.with_suffix(".idx"))
-        header = {"title": title, "top_k": k, "records": int(offsets[-1]),
-                  "checksum": checksum(path)}  # fmt: skip
-        whole = path.with_suffix(".json.partial")
-        whole.write_text(json.dumps(header) + "\n", encoding="utf-8")
-        whole.replace(path.with_suffix(".json"))
-    return Words(path)
-
-
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
     """Raises SaveError when the disk takes no more; blocks that were written stay."""
@@ -136,17 +129,6 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"{path}: could not be written: {error}") from None
-
-
-def _whole_blocks(partial: Path, offsets: NDArray[np.int64], size: int) -> int:
-    """How many items a stopped writer left in whole blocks; what is beyond them is cut off."""
-    if not partial.exists():
-        return 0
-    written = partial.stat().st_size // size
-    items = int(np.searchsorted(offsets, written, side="right")) - 1
-    items = items if items == len(offsets) - 1 else items // BLOCK * BLOCK
-    os.truncate(partial, int(offsets[items]) * size)
-    return items
 
 
 def top_words(
@@ -208,34 +190,52 @@ def windows(ids: list[int], context: int) -> list[Row]:
     return rows
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A teacher's words for a shard one way; `rows_of(i)` are what it reads of item i."""
+
+    words: Words
+    teacher: Teacher
+    rows_of: Callable[[int], list[Row]]
+
+
 @dataclass(frozen=True)
 class Keeper:
-    """Where words are kept and how they are made: k a position, `tokens` a forward pass."""
+    """Where words are kept and how they are made: k a position, `tokens` a forward pass.
+
+    `rank` tells apart the files of processes that share the folder.
+    """
 
     folder: Path
     k: int
     tokens: int
     autocast: AbstractContextManager[Any]
     dtype: torch.dtype
-    progress: bool = True
+    rank: str = ""
 
-    def write(
-        self, teacher: Teacher, shard: Shard, way: str, about: Sequence[Any],
-        sizes: NDArray[np.int64], rows_of: Callable[[int], list[Row]],
-    ) -> Words:  # fmt: skip
+    def open(
+        self, teacher: Teacher, shard: Shard, way: str, about: Sequence[Any], items: int,
+        rows_of: Callable[[int], list[Row]],
+    ) -> Kept:  # fmt: skip
         """A teacher's words for a shard, one file a way; `about` is what else they depend on."""
         mark = digest(teacher.digest, teacher.mask, way, self.k, str(self.dtype), *about,
                       shard.tokens, shard.offsets)  # fmt: skip
-        name = f"{shard.header.name.replace('/', '_')}.{way}.{mark}.bin"
+        name = f"{shard.header.name.replace('/', '_')}.{way}.{mark}{self.rank}.bin"
+        return Kept(Words(self.folder / name, items, self.k), teacher, rows_of)
 
-        def predict(rows: Sequence[Row]) -> list[NDArray[Any]]:
-            model = teacher.model()
-            return top_words(model, self.k, teacher.mask, self.tokens, self.autocast)(rows)
-
-        title = f"words of {teacher.folder.name} for {shard.header.name}, {way}"
-        return write_words(
-            self.folder / name, sizes, rows_of, predict, self.k, title, self.progress
-        )
+    def fetch(self, wanted: Sequence[tuple[Kept, int]]) -> list[NDArray[Any]]:
+        """The words of each item; what is not on disk yet is computed, a teacher at a time."""
+        missing = dict.fromkeys((kept, item) for kept, item in wanted if item not in kept.words)
+        for teacher in {id(kept.teacher): kept.teacher for kept, _ in missing}.values():
+            mine = [(kept, item) for kept, item in missing if kept.teacher is teacher]
+            rows = [kept.rows_of(item) for kept, item in mine]
+            predict = top_words(teacher.model(), self.k, teacher.mask, self.tokens, self.autocast)
+            parts = iter(predict([row for group in rows for row in group]))
+            made = [np.concatenate([next(parts) for _ in group]) for group in rows]
+            for kept in dict.fromkeys(kept for kept, _ in mine):
+                places = [i for i, (other, _) in enumerate(mine) if other is kept]
+                kept.words.add([mine[i][1] for i in places], [made[i] for i in places])
+        return [kept.words[item] for kept, item in wanted]
 
 
 class PairTeaching:
@@ -245,25 +245,23 @@ class PairTeaching:
         self, pairs: PairRows, teachers: dict[str, Teacher], keeper: Keeper | None
     ) -> None:
         self.pairs, self.ways, self.keeper = pairs, list(teachers), keeper
-        self.words: dict[tuple[int, int], Words] = {}
+        self.kept: dict[tuple[int, int], Kept] = {}
         for i, shard in enumerate(pairs.shards if keeper else ()):
             for direction in pairs.directions_of(shard):
                 way = way_of(shard, direction)
                 if way in teachers and not shard.header.task:
-                    self.words[i, direction] = self._write(i, direction, way, teachers[way])
+                    self.kept[i, direction] = self._open(i, direction, way, teachers[way])
 
-    def _write(self, index: int, direction: int, way: str, teacher: Teacher) -> Words:
+    def _open(self, index: int, direction: int, way: str, teacher: Teacher) -> Kept:
         pairs, shard = self.pairs, self.pairs.shards[index]
-        fits = pairs.sizes[index] <= pairs.max_tokens
-        sizes = (shard.lengths[1 - direction :: 2] + 1) * fits
 
         def rows_of(pair: int) -> list[Row]:
             ids, prompt = pairs.row(np.array([index, pair, direction]))
             return [Row(ids[:-1], prompt - 1, prompt)]
 
-        tags = asdict(pairs.tags)
         assert self.keeper is not None
-        return self.keeper.write(teacher, shard, way, [tags, pairs.max_tokens], sizes, rows_of)
+        return self.keeper.open(teacher, shard, way, [asdict(pairs.tags)], len(shard) // 2,
+                                rows_of)  # fmt: skip
 
     def __call__(
         self, examples: NDArray[np.int64], chosen: NDArray[np.bool_]
@@ -277,11 +275,11 @@ class PairTeaching:
         if self.keeper is None:
             return extra
         ids, logs = _unknown(chosen.shape, self.keeper.k)
-        for row, (i, pair, direction) in enumerate(examples):
-            words = self.words.get((int(i), int(direction)))
-            if words is not None:
-                ids[row, chosen[row]] = words[int(pair)]["ids"]
-                logs[row, chosen[row]] = words[int(pair)]["logs"]
+        taught = [row for row, (i, _, way) in enumerate(examples) if (i, way) in self.kept]
+        wanted = [(self.kept[i, way], int(pair)) for i, pair, way in examples[taught]]
+        for row, words in zip(taught, self.keeper.fetch(wanted), strict=True):
+            ids[row, chosen[row]] = words["ids"]
+            logs[row, chosen[row]] = words["logs"]
         return extra | {"word_ids": torch.from_numpy(ids), "word_logs": torch.from_numpy(logs)}
 
 
@@ -294,7 +292,7 @@ class TextTeaching:
     ) -> None:
         self.text, self.keeper = text, keeper
         self.shards = [shard for shard in text.shards if isinstance(shard, Shard)]
-        self.words: dict[tuple[int, int], Words] = {}
+        self.kept: dict[tuple[int, int], Kept] = {}
         codes = {code for shard in self.shards for code in shard.header.languages}
         mine = {code: teacher for code, teacher in teachers.items() if code in codes}
         # a row may hold several languages: its states have a teacher if all have the same
@@ -303,18 +301,17 @@ class TextTeaching:
         for i, shard in enumerate(self.shards if keeper else ()):
             for side, code in enumerate(shard.header.languages):
                 if code in mine:
-                    self.words[i, side] = self._write(shard, side, code, mine[code])
+                    self.kept[i, side] = self._open(shard, side, code, mine[code])
 
-    def _write(self, shard: Shard, side: int, code: str, teacher: Teacher) -> Words:
+    def _open(self, shard: Shard, side: int, code: str, teacher: Teacher) -> Kept:
         sides, end = len(shard.header.languages), self.text.end
 
         def rows_of(document: int) -> list[Row]:
             ids = [end, *shard[sides * document + side].tolist()]
             return windows(ids, teacher.config.context)
 
-        sizes = shard.lengths[side::sides] + 1
         assert self.keeper is not None
-        return self.keeper.write(teacher, shard, code, [end], sizes, rows_of)
+        return self.keeper.open(teacher, shard, code, [end], len(shard) // sides, rows_of)
 
     def __call__(
         self, documents: NDArray[np.int64], starts: NDArray[np.int64], begins: NDArray[np.int64]
@@ -325,22 +322,26 @@ class TextTeaching:
             return extra
         width = self.text.width
         ids, logs = _unknown((len(begins), width), self.keeper.k)
+        places: list[tuple[int, slice, slice]] = []  # a row, its part, the document's part
+        wanted: list[tuple[Kept, int]] = []
         for row, begin in enumerate(begins):
             index = int(np.searchsorted(starts, begin, side="right")) - 1
             while starts[index] < begin + width:
-                words = self._of(*documents[index])
+                kept, document = self._of(*documents[index])
                 first, last = max(begin, starts[index]), min(begin + width, starts[index + 1])
-                if words is not None:
-                    part = words[first - starts[index] : last - starts[index]]
-                    ids[row, first - begin : last - begin] = part["ids"]
-                    logs[row, first - begin : last - begin] = part["logs"]
+                if kept is not None:
+                    wanted.append((kept, document))
+                    places.append((row, slice(first - begin, last - begin),
+                                   slice(first - starts[index], last - starts[index])))  # fmt: skip
                 index += 1
+        for (row, part, of), words in zip(places, self.keeper.fetch(wanted), strict=True):
+            ids[row, part] = words["ids"][of]
+            logs[row, part] = words["logs"][of]
         return extra | {"word_ids": torch.from_numpy(ids), "word_logs": torch.from_numpy(logs)}
 
-    def _of(self, shard: int, sequence: int) -> NDArray[Any] | None:
+    def _of(self, shard: int, sequence: int) -> tuple[Kept | None, int]:
         sides = max(1, len(self.shards[shard].header.languages))
-        words = self.words.get((int(shard), int(sequence) % sides))
-        return None if words is None else words[int(sequence) // sides]
+        return self.kept.get((int(shard), int(sequence) % sides)), int(sequence) // sides
 
 
 def _unknown(shape: tuple[int, ...], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

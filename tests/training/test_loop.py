@@ -365,9 +365,11 @@ def test_the_schedule_follows_the_clock(make_run: Callable[..., Run], clock: lis
     assert 30 <= clock[0] - began < 30 + 3 * 2.1  # no later than a step after the bound
     entries = log_of(run.folder)
     assert 8 < len(entries) < 30
+    before = 0.0
     for entry in entries:
-        expected = rate_factor(entry["elapsed_s"] / 30, run.config.optimiser)
+        expected = rate_factor(before / 30, run.config.optimiser)
         assert entry["rate"] == pytest.approx(expected, abs=2e-3)
+        before = entry["elapsed_s"]
     assert entries[-1]["rate"] < 0.05 and max(e["rate"] for e in entries) > 0.9
 
 
@@ -394,7 +396,7 @@ def test_a_resumed_clock_goes_on(make_run: Callable[..., Run], clock: list[float
     entries = log_of(run.folder)
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     resumed = entries[state["step"]]
-    assert resumed["elapsed_s"] == pytest.approx(state["elapsed"], abs=0.01)
+    assert state["elapsed"] < resumed["elapsed_s"] < state["elapsed"] + 3
     assert resumed["rate"] == rate_factor(state["elapsed"] / 30, again.config.optimiser)
     times = [entry["elapsed_s"] for entry in entries]
     assert times == sorted(times) and 30 <= again.elapsed < 36

@@ -261,5 +261,9 @@ def test_a_stage_is_a_recipe_of_its_own(file: Path) -> None:
         stage_recipe(f"{file}:nobody")
     with pytest.raises(ConfigError, match="not a stage that trains a model"):
         stage_recipe(f"{file}:forward")
+    with pytest.raises(ConfigError, match="its init = 'pretrained'; give .* --init"):
+        stage_recipe(f"{file}:teacher", given=["adds"])
+    with pytest.raises(ConfigError, match=r"its adds = \('forward',\); give .* --add"):
+        stage_recipe(f"{file}:student", given=["init"])
     with pytest.raises(ConfigError, match="kind 'translate'"):
         stage_data(f"{file}:forward")

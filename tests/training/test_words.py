@@ -19,7 +19,7 @@ from training.errors import CorpusError, SaveError
 from training.model import GPT
 from training.shards import Shard, write_shard
 from training.teachers import Teacher
-from training.words import Keeper, PairTeaching, Row, TextTeaching, Words, windows, write_words
+from training.words import Keeper, PairTeaching, TextTeaching, Words, windows
 
 K = 5
 
@@ -32,7 +32,7 @@ def teacher(model: GPT) -> Teacher:
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Keeper:
-    return Keeper(tmp_path / "words", K, 64, nullcontext(), torch.float32, progress=False)
+    return Keeper(tmp_path / "words", K, 64, nullcontext(), torch.float32)
 
 
 def some_shard(folder: Path, languages: tuple[str, ...], sequences: int, longest: int) -> Shard:
@@ -123,84 +123,102 @@ def test_windows_keep_every_position_once(length: int) -> None:
 # -- files
 
 
-def predictor(counts: list[int], stop_after: int = 10**9) -> words.Predict:
-    def predict(rows: Sequence[Row]) -> list[NDArray[Any]]:
-        counts.append(len(rows))
-        if len(counts) > stop_after:
-            raise KeyboardInterrupt
-        found = []
-        for row in rows:
-            records = np.zeros(len(row.ids) - row.first, words.record(K))
-            records["ids"] = np.array(row.ids[row.first :])[:, None] + np.arange(K)
-            records["logs"] = -np.arange(K)
-            found.append(records)
-        return found
-
-    return predict
+def some_records(seed: int, count: int) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    records = np.zeros(count, words.record(K))
+    records["ids"] = rng.integers(0, 2**16, (count, K))
+    records["logs"] = -rng.random((count, K))
+    return records
 
 
-def rows_of(item: int) -> list[Row]:
-    return [Row([item, item + 1, item + 2][: item % 3 + 1], 0)]
+def fill(folder: Path, items: Sequence[int], file: Words | None = None) -> Words:
+    file = file or Words(folder / "some.bin", 40, K)
+    file.add(items, [some_records(i, i % 3 + 1) for i in items])
+    return file
 
 
-SIZES = np.array([(i % 3 + 1) * (i % 5 > 0) for i in range(95)])
+def test_a_file_grows_and_is_there_after_a_kill(tmp_path: Path) -> None:
+    file = fill(tmp_path, [3, 11, 4])
+    fill(tmp_path, [7], file)
+    with (tmp_path / "some.bin").open("ab") as half:
+        half.write(b"records whose entry was not written")
+    with (tmp_path / "some.journal").open("ab") as half:
+        half.write(b"half an entry")
+    again = fill(tmp_path, [0, 39])
+    for other in (again, Words(tmp_path / "some.bin", 40, K)):
+        for item in (3, 11, 4, 7, 0, 39):
+            np.testing.assert_array_equal(other[item], some_records(item, item % 3 + 1))
+        assert 5 not in other and sum(item in other for item in range(40)) == 6
 
 
-def test_a_writer_that_was_stopped_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_entries_without_their_records_are_made_anew(tmp_path: Path) -> None:
+    fill(tmp_path, [3, 11, 5])
+    data = (tmp_path / "some.bin").read_bytes()
+    (tmp_path / "some.bin").write_bytes(data[:-1])  # a part of item 5's last record
+    file = Words(tmp_path / "some.bin", 40, K)
+    assert 3 in file and 11 in file and 5 not in file
+    fill(tmp_path, [5], file)
+    assert (tmp_path / "some.bin").read_bytes() == data
+
+
+def test_only_what_is_read_is_computed_and_only_once(
+    tmp_path: Path, teacher: Teacher, keeper: Keeper, tags: Tags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(words, "BLOCK", 10)
-    whole = write_words(tmp_path / "whole.bin", SIZES, rows_of, predictor([]), K)
-    assert len(whole[5]) == 0
-    assert whole[7]["ids"].tolist() == [[7, 8, 9, 10, 11], [8, 9, 10, 11, 12]]
-    path = tmp_path / "stopped.bin"
-    with pytest.raises(KeyboardInterrupt):
-        write_words(path, SIZES, rows_of, predictor([], 3), K)
-    assert not path.exists()
-    with (tmp_path / "stopped.bin.partial").open("ab") as file:
-        file.write(b"half a block")
-    counts: list[int] = []
-    again = write_words(path, SIZES, rows_of, predictor(counts), K)
-    assert len(counts) == 7  # three of ten blocks were there
-    assert path.read_bytes() == (tmp_path / "whole.bin").read_bytes()
-    assert all(np.array_equal(again[i], whole[i]) for i in range(95))
-    write_words(path, SIZES, rows_of, predictor(counts, 0), K)  # is there: nothing is predicted
-    assert len(counts) == 7
-    assert not list(tmp_path.glob("*.partial"))
+    read: list[int] = []
+    forward = GPT.forward
+
+    def counted(self: GPT, ids: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        read.append(len(ids))
+        return forward(self, ids, *rest, **more)
+
+    monkeypatch.setattr(GPT, "forward", counted)
+    shard = some_shard(tmp_path, ("en", "de"), 60, 6)
+
+    def batches(start: int) -> list[torch.Tensor]:
+        pairs = PairRows([shard], [1.0], tags, 18)
+        pairs.teaching = PairTeaching(pairs, {"*": teacher, "en-de": teacher}, keeper)
+        groups = pairs.batches(pairs.choose(np.random.default_rng(0)), 100)
+        return [pairs.collate(group).extra["word_logs"] for group in groups[start : start + 3]]
+
+    first = batches(0)
+    taught = sum(int((logs[:, :, 0] > -torch.inf).any(1).sum()) for logs in first)
+    assert 0 < sum(read) == taught
+    read.clear()
+    for one, other in zip(first, batches(0), strict=True):  # a resumed run
+        assert torch.equal(one, other)
+    assert not read
+    batches(2)
+    assert read
 
 
 def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SaveError, match="some.bin: could not be written"):
-        write_words(tmp_path / "file" / "some.bin", SIZES, rows_of, predictor([]), K)
+        Words(tmp_path / "file" / "some.bin", 4, K)
+    full = Words(tmp_path / "some.bin", 40, K)
+    refused = pytest.raises(SaveError, match="some.bin: could not be written")
+    with Path("/dev/full").open("r+b", buffering=0) as full.file, refused:
+        fill(tmp_path, [3], full)
+    assert 3 not in full
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "some.bin"
-    for suffix, change in (
-        (".bin", lambda b: b[:40] + b"!" + b[41:]),
-        (".bin", lambda b: b[:-30]),
-        (".bin", lambda b: b""),
-        (".idx", lambda b: b[:8] + b"\1" + b[9:]),
-        (".idx", lambda b: b""),
-        (".json", lambda b: b"{}"),
-        (".json", lambda b: b[:20]),
-    ):
-        for file in tmp_path.iterdir():
-            file.unlink()
-        write_words(path, SIZES, rows_of, predictor([]), K)
-        file = path.with_suffix(suffix)
-        file.write_bytes(change(file.read_bytes()))
-        with pytest.raises(CorpusError, match=r"some.bin: .*written anew"):
-            Words(path)
+    fill(tmp_path, [3, 11])
+    data = bytearray((tmp_path / "some.bin").read_bytes())
+    data[5] ^= 1
+    (tmp_path / "some.bin").write_bytes(data)
+    file = Words(tmp_path / "some.bin", 40, K)
+    np.testing.assert_array_equal(file[11], some_records(11, 3))
+    with pytest.raises(CorpusError, match=r"some.bin: the records of row 3 .* made anew"):
+        file[3]
 
 
-def test_another_teacher_or_size_is_another_file(
+def test_another_teacher_or_way_is_another_file(
     tmp_path: Path, teacher: Teacher, keeper: Keeper, tags: Tags
 ) -> None:
     shard = some_shard(tmp_path, ("en", "de"), 20, 6)
     for digest in ("abc", "abc", "def"):
         teacher.digest = digest
-        for size in (18, 20):
-            PairTeaching(PairRows([shard], [1.0], tags, size), {"de-en": teacher}, keeper)
-    assert len(list(keeper.folder.glob("s.de-en.*.bin"))) == 4
+        for way in ("de-en", "en-de"):
+            PairTeaching(PairRows([shard], [1.0], tags, 18), {way: teacher}, keeper)
+    assert len(list(keeper.folder.glob("s.??-??.*.bin"))) == 4
