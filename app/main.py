@@ -59,19 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _open(settings: Settings, metrics: Metrics) -> Service:
-    options = ServiceOptions(
-        device=settings.device,
-        threads=settings.threads,
-        slots=settings.slots,
-        cache_mb=settings.cache_mb,
-        prefix_slots=settings.prefix_slots,
-        translation_cache=settings.translation_cache,
-        translation_cache_mb=settings.translation_cache_mb,
-        max_queue=settings.max_queue,
-        max_items=settings.max_items,
-        max_characters=settings.max_characters,
-    )
-    service = Service.open(settings.bundle, options, metrics)
+    service = Service.open(settings.bundle, ServiceOptions.of(dict(settings)), metrics)
     service.detector.load()
     service.engine.start()
     return service

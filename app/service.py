@@ -5,9 +5,10 @@ The server and the commands that run in process both open one; `start` and `stop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from app.bundle import Bundle
 from app.engine.engine import Engine
@@ -36,6 +37,11 @@ class ServiceOptions:
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Those of the values that are options, such as all settings."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,13 +55,17 @@ def run_translate(args: argparse.Namespace) -> int:
 def run_generate(args: argparse.Namespace) -> int:
     temperature = args.temperature
     if temperature is None:
-        temperature = default_temperature(args.top_k, args.top_p, args.seed)
+        temperature = default_temperature(args.top_k, args.top_p, args.min_p, args.seed)
     options = GenerateOptions(
         max_tokens=args.max_tokens,
         temperature=temperature,
         top_k=args.top_k or 0,
         top_p=1.0 if args.top_p is None else args.top_p,
+        min_p=args.min_p or 0.0,
         repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        min_tokens=args.min_tokens,
         seed=args.seed,
         stop=tuple(args.stop or ()),
         task=args.task,
@@ -171,15 +175,8 @@ def _write(lines: Sequence[tuple[str, bool]]) -> int:
 def _service(args: argparse.Namespace) -> Iterator[Service]:
     names = ("bundle", "device", "threads")
     settings = Settings.load({name: getattr(args, name) for name in names})
-    options = ServiceOptions(
-        device=settings.device,
-        threads=settings.threads,
-        slots=settings.slots,
-        cache_mb=settings.cache_mb,
-        max_queue=_ANY,
-        max_items=_ANY,
-        max_characters=_ANY,
-    )
+    unbounded = dict.fromkeys(("max_queue", "max_items", "max_characters"), _ANY)
+    options = ServiceOptions.of({**dict(settings), **unbounded})
     service = Service.open(settings.bundle, options, Metrics())
     service.engine.start()
     try:

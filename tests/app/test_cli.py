@@ -145,6 +145,21 @@ def test_a_prompt_is_continued(run: Run) -> None:
     assert first[1] != run("generate", "The")[1]
     stop = first[1][3:6]
     assert run("generate", *options, "--stop", stop, "The")[1] == first[1].split(stop)[0] + "\n"
+    plain = run("generate", "The")[1]
+    assert run("generate", "--seed", "3", "--min-p", "1", "The")[1] == plain  # only the likeliest
+    for penalty in ("--presence-penalty", "--frequency-penalty", "--repetition-penalty"):
+        assert run("generate", penalty, "2", "The")[1] != plain
+
+
+def test_settings_of_the_server_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run("translate", "--source", "en", "--target", "de", "A dog.")
+    monkeypatch.setenv("GPT2MT_PREFIX_SLOTS", "4")
+    monkeypatch.setenv("GPT2MT_TRANSLATION_CACHE", "8")
+    assert run("translate", "--source", "en", "--target", "de", "A dog.") == plain
+    monkeypatch.setenv("GPT2MT_CACHE_MB", "1")
+    monkeypatch.setenv("GPT2MT_PREFIX_SLOTS", "1000")
+    with pytest.raises(SettingsError, match="cache_mb 1 contradict"):
+        run("translate", "--target", "de", "A dog.")
 
 
 def test_info(run: Run, int8_bundle: Bundle) -> None:
@@ -190,6 +205,7 @@ def test_info_shows_scores() -> None:
         (["translate", "--target", "de", "--source", "x", "--file", BLANK], UnknownLanguage, "'x'"),
         (["generate", "--temperature", "-1", "a"], InvalidField, "temperature is -1.0: must be"),
         (["generate", "--temperature", "nan", "a"], InvalidField, "temperature is nan"),
+        (["generate", "--min-tokens", "200", "a"], InvalidField, "min_tokens is 200: max_tokens is"),
         (["generate", "--max-tokens", "0", "a"], InvalidField, "max_tokens is 0: must be"),
         (["generate", "--top-p", "0", "a"], InvalidField, "top_p is 0.0: must be"),
         (["generate", "--seed", "4294967296", "a"], InvalidField, "seed is 4294967296"),
