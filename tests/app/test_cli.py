@@ -205,7 +205,7 @@ def test_info_shows_scores() -> None:
         (["translate", "--target", "de", "--source", "x", "--file", BLANK], UnknownLanguage, "'x'"),
         (["generate", "--temperature", "-1", "a"], InvalidField, "temperature is -1.0: must be"),
         (["generate", "--temperature", "nan", "a"], InvalidField, "temperature is nan"),
-        (["generate", "--min-tokens", "200", "a"], InvalidField, "min_tokens is 200: max_tokens is"),
+        (["generate", "--min-tokens", "200", "a"], InvalidField, "min_tokens is 200: max"),
         (["generate", "--max-tokens", "0", "a"], InvalidField, "max_tokens is 0: must be"),
         (["generate", "--top-p", "0", "a"], InvalidField, "top_p is 0.0: must be"),
         (["generate", "--seed", "4294967296", "a"], InvalidField, "seed is 4294967296"),
