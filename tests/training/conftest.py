@@ -14,9 +14,12 @@ import torch
 from tokenizers import Tokenizer
 
 from tests.toy import LANGUAGES, sentences
-from training.batches import Tags
+from tests.training.helpers import Batches, random_batch
+from training.batches import Batch, Tags
 from training.config import RunConfig, build
-from training.model import GPT, ModelConfig
+from training.learner import Learner
+from training.loop import Run, autocast
+from training.model import GPT, ModelConfig, preset
 from training.tokenizer import load_tokenizer, train_tokenizer
 
 CODES = ("en", "de")
@@ -121,5 +124,25 @@ def recipe() -> Recipe:
         if values.get("minutes"):
             values.pop("steps", None)
         return build(RunConfig, values, "")
+
+    return make
+
+
+@pytest.fixture
+def make_run(
+    tmp_path: Path, tokenizer_file: Path, recipe: Recipe
+) -> Callable[..., Run]:
+    """`make_run(name, batches, validate, key=value)`: a run over a few batches, not yet begun."""
+
+    def make(
+        name: str = "run", batches: list[Batch] | None = None, validate: Any = None, **keys: Any
+    ) -> Run:
+        config = recipe(**keys)
+        torch.manual_seed(4)
+        model = GPT(preset("test", 512, dropout=config.dropout))
+        stream = Batches(batches or [random_batch(8, seed) for seed in range(3)])
+        _, dtype = autocast(config, model.device)
+        return Run(config, Learner(model, config, dtype), stream, tmp_path / name, {},  # type: ignore[arg-type]
+                   tokenizer_file, validate or (lambda learner: {}), progress=False)  # fmt: skip
 
     return make

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import ROOT, curve
 from tests.training.ranks import go
-from training.config import RunConfig
 from training.distributed import ALONE, Ranks, load_weights, require_even
 from training.errors import CheckpointError, ConfigError
 
-Recipe = Callable[..., RunConfig]
-ROOT = Path(__file__).parents[2]
 KINDS = ("ddp", "fsdp")
-VARIES = ("elapsed_s", "tokens_per_s")
 
 
 def torchrun(
@@ -38,11 +35,6 @@ def torchrun(
         command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in e.items() if k not in VARIES} for e in entries]
 
 
 def task(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from tests.training.helpers import nats
 from training.batches import PairRows, Tags, TextRows
 from training.checkpoint import save_checkpoint
 from training.corpus import Source
@@ -60,16 +61,6 @@ def test_bytes_of_tokens(tokenizer: Tokenizer) -> None:
         assert int(sizes[ids].sum()) == len(text.encode())
 
 
-def nats(model: GPT, ids: list[int], start: int) -> float:
-    """-log p of ids[start:], each given all before it, one position at a time."""
-    total = 0.0
-    with torch.no_grad():
-        for place in range(start, len(ids)):
-            scores = model.logits(model(torch.tensor([ids[:place]]))[0][0, -1])
-            total -= float(scores.double().log_softmax(-1)[ids[place]])
-    return total
-
-
 def test_losses_of_pairs_by_hand(
     big: GPT, tokenizer: Tokenizer, shard: Shard, tags: Tags
 ) -> None:
@@ -82,7 +73,7 @@ def test_losses_of_pairs_by_hand(
         total, tokens, size = 0.0, 0, 0
         for pair in range(3):
             ids, prompt = rows.row(np.array([0, pair, direction]))
-            total += nats(big, ids, prompt)
+            total += nats(big, ids, range(prompt, len(ids)))
             tokens += len(ids) - prompt
             size += len(TEXTS[2 * pair + 1 - direction].encode())
         assert found[tag]["loss"] == pytest.approx(total / tokens, rel=1e-4)
@@ -97,7 +88,7 @@ def test_losses_of_text_by_hand(big: GPT, tokenizer: Tokenizer, shard: Shard) ->
     found = losses(big, batches, token_bytes(tokenizer), "causal", torch.float32)["en"]
     rows = [[*ids.tolist(), targets[-1].item()] for ids, targets in
             zip(batches[0].ids, batches[0].targets, strict=True)]  # fmt: skip
-    total = sum(nats(big, row, 1) for row in rows)
+    total = sum(nats(big, row, range(1, len(row))) for row in rows)
     sizes = token_bytes(tokenizer)
     size = sum(int(sizes[row[1:]].sum()) for row in rows)
     assert found["loss"] == pytest.approx(total / 32, rel=1e-4)
@@ -157,7 +148,7 @@ def test_translations_have_scores_and_may_be_searched_by_beam(
         (best,), = beam(big, [prompt], [limit], size, alpha, **RULE)
         assert (text, reason) == (tokenizer.decode(list(best.ids)), best.reason)
         whole = [*prompt, *best.ids, *([0] if reason == "stop" else [])]
-        expected = -nats(big, whole, len(prompt)) / (len(whole) - len(prompt))
+        expected = -nats(big, whole, range(len(prompt), len(whole))) / (len(whole) - len(prompt))
         assert score == pytest.approx(expected, abs=1e-4)
     if size > 1:
         assert found != checkpoint_translator(folder, 2).scored(TEXTS[:3], "de", "en")
@@ -179,7 +170,8 @@ def test_text_is_measured_line_by_line(
     measure = checkpoint_text_loss(saved(tmp_path, big, tokenizer_file, META))
     rows = [[0, *tokenizer.encode(t, add_special_tokens=False).ids, 0] for t in TEXTS[:3]]
     bits, tokens, size = measure(TEXTS[:3])
-    assert bits == pytest.approx(sum(nats(big, r, 1) for r in rows) / math.log(2), rel=1e-4)
+    expected = sum(nats(big, r, range(1, len(r))) for r in rows)
+    assert bits == pytest.approx(expected / math.log(2), rel=1e-4)
     assert tokens == sum(len(row) - 1 for row in rows)
     assert size == sum(len(text.encode()) for text in TEXTS[:3])
     assert measure([]) == (0.0, 0, 0)

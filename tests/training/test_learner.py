@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import nats
 from training.batches import IGNORED, Batch
-from training.config import RunConfig
 from training.learner import Learner, source_targets, step_counts
 from training.model import GPT
 
-Recipe = Callable[..., RunConfig]
 ROWS = [[3, 5, 9, 11, 2, 50, 51, 0], [4, 6, 9, 2, 70, 0], [3, 5, 12, 13, 14, 15, 2, 8, 9, 0]]
 PROMPTS = [5, 4, 7]
 
@@ -54,16 +52,6 @@ def test_sum_over_micro_batches_is_one_batch(model: GPT, recipe: Recipe, mask: s
     assert whole[0] == pytest.approx(parts[0], rel=1e-5)
     for a, b in zip(whole[1], parts[1], strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def nats(model: GPT, row: list[int], places: range) -> float:
-    """-log p of row[place] given all before it, one position at a time."""
-    total = 0.0
-    with torch.no_grad():
-        for place in places:
-            scores = model.logits(model(torch.tensor([row[:place]]))[0][0, -1])
-            total -= float(scores.double().log_softmax(-1)[row[place]])
-    return total
 
 
 def test_translation_and_source_one_position_at_a_time(model: GPT, recipe: Recipe) -> None:

@@ -1,11 +1,10 @@
-"""The loop: it learns, its figures are right, and it is bounded by steps or by the clock."""
+"""The loop: it learns, its figures are right, and what it keeps is what it learnt."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,62 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tests.training.helpers import log_of, random_batch
 from training import loop
-from training.batches import IGNORED, Batch, Cursor
+from training.batches import IGNORED, Batch
 from training.checkpoint import load_checkpoint
-from training.config import RunConfig
 from training.errors import SaveError, TrainingError
 from training.learner import Learner
-from training.loop import Run, autocast, step_seed
-from training.model import GPT, preset
+from training.loop import Run, step_seed
 from training.optim import rate_factor
-
-Recipe = Callable[..., RunConfig]
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Batches:
-    """A stream of the same few batches again and again, with a cursor."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __call__(self, cursor: Cursor, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        while True:
-            cursor.index += 1
-            yield self.batches[(cursor.index - 1) % len(self.batches)]
-
-
-def random_batch(rows: int, seed: int) -> Batch:
-    """Rows of 6 to 16 tokens that go up by one, the first three without a loss."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(6, 17, (rows,), generator=generator)
-    start = torch.randint(64, 400, (rows, 1), generator=generator)
-    ids = start + torch.arange(17)
-    real = torch.arange(16) < lengths[:, None]
-    targets = torch.where(real & (torch.arange(16) >= 3), ids[:, 1:], IGNORED)
-    return Batch(ids[:, :-1] * real, targets, lengths, torch.full((rows,), 4))
-
-
-@pytest.fixture
-def make_run(
-    tmp_path: Path, tokenizer_file: Path, recipe: Recipe
-) -> Callable[..., Run]:
-    def make(
-        name: str = "run", batches: list[Batch] | None = None, validate: Any = None, **keys: Any
-    ) -> Run:
-        config = recipe(**keys)
-        torch.manual_seed(4)
-        model = GPT(preset("test", 512, dropout=config.dropout))
-        stream = Batches(batches or [random_batch(8, seed) for seed in range(3)])
-        _, dtype = autocast(config, model.device)
-        return Run(config, Learner(model, config, dtype), stream, tmp_path / name, {},  # type: ignore[arg-type]
-                   tokenizer_file, validate or (lambda learner: {}), progress=False)  # fmt: skip
-
-    return make
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -340,73 +291,3 @@ def test_a_run_whose_last_save_failed_is_carried_to_its_end(
     again.train()
     assert torch.equal(weights_of(again), weights_of(whole))
     assert [e["loss"] for e in log_of(again.folder)] == [e["loss"] for e in log_of(whole.folder)]
-
-
-# -- bounded by the clock
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time goes on by 0.7 s whenever the loop looks at the clock."""
-    now = [1000.0]
-
-    def monotonic() -> float:
-        now[0] += 0.7
-        return now[0]
-
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
-    return now
-
-
-def test_the_schedule_follows_the_clock(make_run: Callable[..., Run], clock: list[float]) -> None:
-    run = make_run(minutes=0.5, optimiser={"name": "adamw", "warmup": 0.2})
-    began = clock[0]
-    run.train()
-    assert 30 <= clock[0] - began < 30 + 3 * 2.1  # no later than a step after the bound
-    entries = log_of(run.folder)
-    assert 8 < len(entries) < 30
-    before = 0.0
-    for entry in entries:
-        expected = rate_factor(before / 30, run.config.optimiser)
-        assert entry["rate"] == pytest.approx(expected, abs=2e-3)
-        before = entry["elapsed_s"]
-    assert entries[-1]["rate"] < 0.05 and max(e["rate"] for e in entries) > 0.9
-
-
-def test_a_resumed_clock_goes_on(make_run: Callable[..., Run], clock: list[float]) -> None:
-    keys = {"minutes": 0.5, "checkpoint_minutes": 0.1}
-    run = make_run(**keys)
-    real, count = run._one_step, 0
-
-    def interrupted(batches: Iterator[Batch]) -> dict[str, Any]:
-        nonlocal count
-        count += 1
-        if count == 7:
-            raise KeyboardInterrupt
-        return real(batches)
-
-    run._one_step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    state = json.loads((run.folder / "last" / "state.json").read_text())
-    assert state["elapsed"] > 6
-    clock[0] += 10_000  # time that the run was not there does not count
-    again = make_run(**keys)
-    again.train()
-    entries = log_of(run.folder)
-    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
-    resumed = entries[state["step"]]
-    assert state["elapsed"] < resumed["elapsed_s"] < state["elapsed"] + 3
-    assert resumed["rate"] == rate_factor(state["elapsed"] / 30, again.config.optimiser)
-    times = [entry["elapsed_s"] for entry in entries]
-    assert times == sorted(times) and 30 <= again.elapsed < 36
-
-
-def test_a_real_clock_ends_in_time(make_run: Callable[..., Run]) -> None:
-    import time
-
-    run = make_run(minutes=0.01)
-    began = time.monotonic()
-    run.train()
-    assert 0.6 <= time.monotonic() - began < 5  # generous: the machine may be busy
-    assert 0.6 <= run.elapsed < 3

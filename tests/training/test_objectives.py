@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import log_of
 from training.batches import IGNORED, Batch, Cursor, Stream, TextRows
-from training.config import RunConfig
 from training.corpus import Source
 from training.corruption import Vocabulary
 from training.evaluate import auxiliary_batches, auxiliary_figures
@@ -31,7 +30,6 @@ from training.optim import build_optimisers
 from training.shards import Shard, write_shard
 from training.stages import start
 
-Recipe = Callable[..., RunConfig]
 EVERYTHING = {
     "masking": 1.0, "infilling": 0.5, "replaced": 5.0, "next_sentence": 0.1,
     "auxiliary_share": 0.6, "replacements": "generator",
@@ -145,7 +143,7 @@ def test_what_is_off_has_no_heads_and_no_part_in_a_batch(
     assert not list(finetune.heads.parameters())
     start(recipe(stage="pretrain", steps=1), corpus, tmp_path / "run", tokenizer_file,
           device="cpu", progress=False)  # fmt: skip
-    entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    (entry,) = log_of(tmp_path / "run")
     assert {k for k in entry if k.startswith("loss")} == {"loss", "loss/causal"}
     assert not (tmp_path / "run" / "last" / "heads.safetensors").exists()
 
@@ -276,9 +274,8 @@ def test_heads_go_on_exactly_and_stay_out_of_checkpoint_and_bundle(
     cut = go("cut")
     curves = []
     for folder in (whole, cut):
-        entries = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         curves.append([{k: v for k, v in e.items() if k.startswith(("loss", "valid", "grad"))}
-                       for e in entries])  # fmt: skip
+                       for e in log_of(folder)])  # fmt: skip
     assert curves[0] == curves[1] and len(curves[0]) == 4
     assert set(curves[0][0]) == {"loss", "gradient_norm", *(f"loss/{k}" for k in (
         "causal", "masking", "infilling", "replaced", "generator", "next_sentence"))}  # fmt: skip

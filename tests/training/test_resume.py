@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import curve, kill_when
 from training import checkpoint
 from training.config import RunConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.loop import Run
 from training.stages import start
-
-Recipe = Callable[..., RunConfig]
-ROOT = Path(__file__).parents[2]
-VARIES = ("elapsed_s", "tokens_per_s")  # the figures that tell of the machine
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in e.items() if k not in VARIES} for e in entries]
 
 
 @pytest.fixture(autouse=True)
@@ -81,19 +68,8 @@ def test_kill_minus_nine_and_resume(
                 str(corpus / "tests"), "--threads", "1", "--device", "cpu", "--quiet",
                 *values]  # fmt: skip
 
-    code = "import sys; from gpt2_mt.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *command("killed")], cwd=ROOT, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
     state = tmp_path / "killed" / "last" / "state.json"
-    deadline = time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(random.uniform(0.0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()
+    kill_when(command("killed"), state.exists, random.uniform(0.0, 0.3))
     survived = curve_so_far(tmp_path / "killed")
     assert 0 < survived < 50, "killed too late to prove anything"
 

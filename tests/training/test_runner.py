@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +13,7 @@ import pytest
 import torch
 
 from gpt2_mt.cli import main
+from tests.training.helpers import kill_when, log_of
 from training.distributed import Ranks
 from training.errors import ConfigError, CorpusError, TrainingError
 from training.pipeline import load_pipeline
@@ -25,7 +21,6 @@ from training.results import read_results
 from training.runner import Runner, Where
 from training.view import View
 
-ROOT = Path(__file__).parents[2]
 PIPELINE = """
 [defaults]
 model = "test"
@@ -259,17 +254,7 @@ def test_a_killed_run_goes_on(
     command = ["train", "run", str(file), "--corpus", str(corpus), "--tests",
                str(corpus / "tests"), "--out", str(out), "--threads", "1", "--device",
                "cpu"]  # fmt: skip
-    code = "import sys; from gpt2_mt.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *command], cwd=ROOT, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not reached(out / moment) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()
+    kill_when(command, lambda: reached(out / moment))
     record = out / "student" / "stage.json"
     assert not (record.exists() and json.loads(record.read_text())["done"]), "killed too late"
 
@@ -279,8 +264,7 @@ def test_a_killed_run_goes_on(
     assert all("skipped" in line for line in shown[:2])
     assert "running, 3 of 3" in shown[2] and "done in" in shown[3]
     assert weights_of(out, "student") == weights_of(whole, "student")
-    log = (out / "student" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
+    assert [entry["step"] for entry in log_of(out / "student")] == list(range(1, 13))
 
 
 def reached(path: Path) -> bool:

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import log_of
 from training.config import RunConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import checkpoint_translator
 from training.stages import start
 from training.tokenizer import load_tokenizer, train_tokenizer
-
-Recipe = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +33,6 @@ def held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.shards.hash64", lambda text: zlib.crc32(text.encode()) % 10)
 
 
-def last_entry(folder: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return entry
-
-
 def test_fine_tuning_from_a_pretrained_checkpoint(
     tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, held_out: None
 ) -> None:
@@ -47,7 +41,7 @@ def test_fine_tuning_from_a_pretrained_checkpoint(
         recipe(stage="pretrain", steps=3), corpus, tmp_path / "pre", tokenizer_file,
         test_folders=tests, device="cpu", progress=False,
     )  # fmt: skip
-    assert {k for k in last_entry(tmp_path / "pre") if k.startswith("valid/")} == {
+    assert {k for k in log_of(tmp_path / "pre")[-1] if k.startswith("valid/")} == {
         f"valid/{code}/{figure}" for code in ("en", "de")
         for figure in ("loss", "perplexity", "bits_per_byte")
     }  # fmt: skip
@@ -56,12 +50,12 @@ def test_fine_tuning_from_a_pretrained_checkpoint(
 
     config = recipe(steps=40, dropout=0.1, data={"licences": {"toy": "CC0-1.0"}})
     last = start(config, corpus, tmp_path / "fine", tokenizer_file, first, tests, "cpu", False)
-    entry = last_entry(tmp_path / "fine")
+    entry = log_of(tmp_path / "fine")[-1]
     for direction in ("de-en", "en-de"):
         assert entry[f"valid/{direction}/perplexity"] == pytest.approx(
             math.exp(entry[f"valid/{direction}/loss"]), rel=1e-3
         )
-    losses = [json.loads(x)["loss"] for x in (tmp_path / "fine/metrics.jsonl").open()]
+    losses = [entry["loss"] for entry in log_of(tmp_path / "fine")]
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
     meta = json.loads((last / "meta.json").read_text())
     assert meta["languages"] == {"en": "English", "de": "German"}
@@ -86,7 +80,7 @@ def test_without_running_text_the_sides_of_pairs_are_held_out(
     pairs_only = shutil.copytree(corpus, tmp_path / "toy", ignore=shutil.ignore_patterns("mono"))
     start(recipe(stage="pretrain", steps=1), pairs_only, tmp_path / "run", tokenizer_file,
           device="cpu", progress=False)  # fmt: skip
-    entry = last_entry(tmp_path / "run")
+    entry = log_of(tmp_path / "run")[-1]
     assert entry["valid/en/bits_per_byte"] > 0 and entry["valid/de/bits_per_byte"] > 0
 
 
@@ -99,7 +93,7 @@ def test_the_prefix_mask_is_trained_and_written_down(
         checkpoint = start(config, corpus, tmp_path / mask, tokenizer_file, device="cpu",
                            progress=False)  # fmt: skip
         assert json.loads((checkpoint / "meta.json").read_text())["mask"] == mask
-        losses[mask] = last_entry(tmp_path / mask)
+        losses[mask] = log_of(tmp_path / mask)[-1]
     assert losses["causal"]["loss"] != losses["prefix"]["loss"]
     assert losses["prefix"]["valid/en/loss"] > 0 and losses["prefix"]["valid/en-de/loss"] > 0
 
@@ -197,7 +191,7 @@ def test_machine_translations_of_another_folder_are_learnt_in_their_direction(
     assert [c["name"] for c in meta["corpora"]][-1] == "forward.en-to-de"
     table = (tmp_path / "run" / "corpus.txt").read_text()
     assert "low score" in table and "leak: sentence" in table
-    assert not any(k.startswith("valid/en-de") for k in last_entry(tmp_path / "run"))
+    assert not any(k.startswith("valid/en-de") for k in log_of(tmp_path / "run")[-1])
     with pytest.raises(CorpusError, match="not those the run was started with"):
         start(config, corpus, tmp_path / "run", tokenizer_file, None, [corpus / "tests"], "cpu",
               False, adds=[copied(tmp_path, "also.en-to-de.tsv")])  # fmt: skip

@@ -11,6 +11,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from tests import toy
 from tests.training.conftest import Recipe
+from tests.training.helpers import log_of
 from training.errors import CheckpointError
 from training.evaluate import checkpoint_translator
 from training.stages import start
@@ -31,7 +32,7 @@ def test_punctuation_and_capitals_are_learnt(tmp_path: Path, recipe: Recipe) -> 
     assert meta["templates"]["task:punctuation"] == ["<|task:punctuation|>", "{text}", "<|sep|>"]
     assert meta["pairs"] == [] and "translate" not in meta["templates"]
     assert load_tokenizer(last / "tokenizer.json").id_to_token(5) == "<|task:punctuation|>"
-    entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    entry = log_of(tmp_path / "run")[-1]
     assert "loss/task" in entry and "loss/translation" not in entry
     assert entry["valid/punctuation/loss"] < 0.5
 

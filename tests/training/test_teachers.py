@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training.conftest import Recipe
+from tests.training.helpers import log_of
 from training.checkpoint import load_checkpoint
-from training.config import DistilConfig, RunConfig
+from training.config import DistilConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.model import GPT, ModelConfig
 from training.stages import start
 from training.teachers import Teacher, open_teachers, thinned
 from training.tokenizer import train_tokenizer
 
-Recipe = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
@@ -48,10 +48,6 @@ def teacher(
     folder = tmp_path_factory.mktemp("teacher")
     config = recipe(steps=180, batch_tokens=256)
     return start(config, corpus, folder, tokenizer_file, device="cpu", progress=False)
-
-
-def entries(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def loss_of(entry: dict[str, Any]) -> float:
@@ -127,7 +123,7 @@ def test_words_of_a_teacher_teach_more_than_labels(
             folder = tmp_path / f"{name}{at}"
             config = recipe(steps=50, batch_tokens=256, distil=distil)
             start(config, few, folder, tokenizer_file, device="cpu", progress=False)
-            logs[name] = entries(folder)
+            logs[name] = log_of(folder)
             found[name].append(loss_of(logs[name][-1]))
     assert sum(found["taught"]) < 0.97 * sum(found["alone"])
     for entry in logs["taught"]:
@@ -143,7 +139,7 @@ def test_hidden_states_and_relations_come_near(
               "words": 0.5}  # fmt: skip
     config = recipe(steps=12, distil=distil, data={"text_share": 0.3}, mask="prefix")
     start(config, corpus, tmp_path, tokenizer_file, device="cpu", progress=False)
-    log = entries(tmp_path)
+    log = log_of(tmp_path)
     for name in ("hidden", "relations", "words"):
         values = [entry[f"loss/{name}"] for entry in log]
         assert 0 < values[-1] < 0.9 * values[0]
@@ -159,7 +155,7 @@ def test_a_pretrained_student_learns_from_a_language_model(
         distil={"teachers": {"en": str(first), "de": str(first)}, "words": 0.5, "hidden": 0.5},
     )  # fmt: skip
     start(config, corpus, tmp_path / "student", tokenizer_file, device="cpu", progress=False)
-    for entry in entries(tmp_path / "student"):
+    for entry in log_of(tmp_path / "student"):
         parts = (0.5 * entry["loss/causal"] + 0.5 * entry["loss/words"]
                  + 0.5 * entry["loss/hidden"] + 0.5 * entry["loss/masking"])  # fmt: skip
         assert entry["loss"] == pytest.approx(parts, rel=1e-5)
@@ -204,7 +200,7 @@ def test_a_direction_is_distilled_while_it_is_behind(
                     "margin": margin},
         )  # fmt: skip
         start(config, corpus, tmp_path / name, tokenizer_file, device="cpu", progress=False)
-        return entries(tmp_path / name)
+        return log_of(tmp_path / name)
 
     behind, ahead = run("behind", 1.0), run("ahead", -200.0)
     for log, on in ((behind, 1), (ahead, 0)):
@@ -256,7 +252,7 @@ def test_decisions_are_part_of_the_run(
         with pytest.raises(CheckpointError, match="last: the teacher .* for de-en is not the one"):
             run("stopped")
     run("stopped")
-    whole, stopped = entries(tmp_path / "whole"), entries(tmp_path / "stopped")
+    whole, stopped = log_of(tmp_path / "whole"), log_of(tmp_path / "stopped")
     assert [e["loss"] for e in stopped] == [e["loss"] for e in whole]
 
 
