@@ -38,6 +38,25 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_average(stages)
 
 
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+
+
+def _add_tests(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--tests", type=Path, action="append", default=[],
+                        help=f"folder of test sets {what}; may be repeated")  # fmt: skip
+
+
+def _add_set(parser: argparse.ArgumentParser, form: str, what: str) -> None:
+    parser.add_argument("--set", metavar=form, action="append", default=[], help=f"replace {what}")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = stages.add_parser(
         "tokenizer",
@@ -48,7 +67,7 @@ def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--vocabulary 16384 --out runs/tokenizer",
         formatter_class=_RAW,
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    _add_corpus(parser)
     parser.add_argument("--languages", help="codes, separated by commas; default: the recipe's")
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
     parser.add_argument("--vocabulary", type=int, default=16384, help="entries (default 16384)")
@@ -73,20 +92,15 @@ def _add_stage(
         formatter_class=_RAW,
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a built-in recipe")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    _add_corpus(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--add", metavar="DIR", type=Path, action="append", default=[],
                         help="folder whose sources join the corpus; may be repeated")
-    parser.add_argument("--tests", type=Path, action="append", default=[],
-                        help="folder of test sets whose sentences must not be trained on; "
-                        "may be repeated")  # fmt: skip
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
-                        help="replace a key of the recipe, as in --set steps=100")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_tests(parser, "whose sentences must not be trained on")
+    _add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set steps=100")
+    _add_machine(parser)
     parser.set_defaults(run=train_stage, stage=name)
 
 
@@ -102,27 +116,22 @@ def _add_teach(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=_RAW,
     )
     parser.add_argument("checkpoint", type=Path, help="the teacher's checkpoint folder")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    _add_corpus(parser)
     parser.add_argument("--direction", required=True, help="as in en-de")
     parser.add_argument("--sources", metavar="GLOB", nargs="+", default=["*"],
                         help="names of sources, as in 'mono/*' (default: all with a side in the "
                         "direction's first language)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the translations")
     parser.add_argument("--beam", type=int, default=1, help="hypotheses at a time (1: greedy)")
-    parser.add_argument("--tests", type=Path, action="append", default=[],
-                        help="folder of test sets whose sentences must not be translated; "
-                        "may be repeated")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_tests(parser, "whose sentences must not be translated")
+    _add_machine(parser)
     parser.set_defaults(run=train_teach)
 
 
 def train_teach(arguments: argparse.Namespace) -> int:
     from training.corpus import LeakCheck
-    from training.pipeline import TranslateConfig, texts_to_translate
     from training.stages import find_device
-    from training.teach import teach
+    from training.teach import TranslateConfig, teach, texts_to_translate
 
     _set_threads(arguments.threads)
     config = TranslateConfig(str(arguments.checkpoint), arguments.direction,
@@ -183,11 +192,8 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--new-tests", type=Path, metavar="DIR", help="test sets of the new domain")
     parser.add_argument("--limit", type=int, default=100,
                         help="lines of each test set and direction to score (100; 0: all)")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
-                        help="replace a key of the recipe, as in --set minutes=30")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set minutes=30")
+    _add_machine(parser)
     parser.set_defaults(run=train_adapt)
 
 
@@ -228,21 +234,16 @@ def _add_run(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """What `gpt2-mt train run` and `gpt2-mt build` take alike."""
     parser.add_argument("pipeline", help="a TOML file, or the name of a built-in pipeline")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
+    _add_corpus(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for stages and report")
-    parser.add_argument("--tests", type=Path, action="append", default=[],
-                        help="folder of test sets to score on, whose sentences must not be "
-                        "trained on; may be repeated")  # fmt: skip
+    _add_tests(parser, "to score on, whose sentences must not be trained on")
     parser.add_argument("--limit", type=int, help="sentences a test set and direction to score "
                         "(default: the pipeline's, 200; 0: all)")  # fmt: skip
-    parser.add_argument("--set", metavar="STAGE.KEY=VALUE", action="append", default=[],
-                        help="replace a key, as in --set student.minutes=30; defaults.KEY and "
-                        "report.KEY too")  # fmt: skip
+    _add_set(parser, "STAGE.KEY=VALUE",
+             "a key, as in --set student.minutes=30; defaults.KEY and report.KEY too")  # fmt: skip
     parser.add_argument("--redo", metavar="STAGE", action="append", default=[],
                         help="make a stage and all that builds on it anew; may be repeated")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_machine(parser)
 
 
 @contextmanager

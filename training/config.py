@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +20,25 @@ K = TypeVar("K")
 Stage = Literal["pretrain", "finetune"]
 BOUNDS = ("steps", "tokens", "minutes")
 RECIPES = Path(__file__).parent / "configs"
+_RULES: dict[str, Callable[[float], bool]] = {
+    "0 or more": lambda x: 0 <= x < math.inf,
+    "0 or less": lambda x: -math.inf < x <= 0,
+    "above 0": lambda x: 0 < x < math.inf,
+    "positive": lambda x: x >= 1,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1)": lambda x: 0 < x < 1,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+    "at least 8": lambda x: x >= 8,
+    "a number": math.isfinite,
+}
+
+
+def require(rule: str, config: object, names: Iterable[str], where: str = "") -> None:
+    """Raises ConfigError naming the first of the config's fields that breaks a rule."""
+    for name in names:
+        value = getattr(config, name)
+        if not _RULES[rule](value):
+            raise ConfigError(f"{where}{name} = {value}: must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -58,16 +77,10 @@ class DataConfig:
         for pattern, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"data.weights.{pattern!r} = {weight}: must be 0 or more")
-        if self.max_tokens < 8:
-            raise ConfigError(f"data.max_tokens = {self.max_tokens}: must be at least 8")
-        if not 0 <= self.text_share < 1:
-            raise ConfigError(f"data.text_share = {self.text_share}: must be in [0, 1)")
-        if self.valid_examples < 0:
-            raise ConfigError(f"data.valid_examples = {self.valid_examples}: must be 0 or more")
-        if not 0 <= self.source_noise < 1:
-            raise ConfigError(f"data.source_noise = {self.source_noise}: must be in [0, 1)")
-        if not -math.inf < self.min_score <= 0:
-            raise ConfigError(f"data.min_score = {self.min_score}: must be 0 or less")
+        require("at least 8", self, ("max_tokens",), "data.")
+        require("0 or more", self, ("valid_examples",), "data.")
+        require("in [0, 1)", self, ("text_share", "source_noise"), "data.")
+        require("0 or less", self, ("min_score",), "data.")
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,8 @@ class ObjectivesConfig:
 
     def __post_init__(self) -> None:
         weights = ("causal", "masking", "infilling", "replaced", "next_sentence")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"objectives.{name} = {getattr(self, name)}: must be 0 or more")
+        require("0 or more", self, weights, "objectives.")
+        require("in (0, 1)", self, ("auxiliary_share", "mask_rate"), "objectives.")
         if not any(getattr(self, name) for name in weights[:-1]):
             raise ConfigError("objectives: one of causal, masking, infilling, replaced must be on")
         if self.next_sentence and not (self.masking or self.replaced):
@@ -104,9 +116,6 @@ class ObjectivesConfig:
                 f"objectives.next_sentence = {self.next_sentence}: works on the rows of "
                 "objectives.masking or objectives.replaced; switch one of them on"
             )
-        for name in ("auxiliary_share", "mask_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"objectives.{name} = {getattr(self, name)}: must be in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -132,18 +141,11 @@ class DistilConfig:
     margin: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.words <= 1:
-            raise ConfigError(f"distil.words = {self.words}: must be in [0, 1]")
-        for name in ("hidden", "relations"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"distil.{name} = {getattr(self, name)}: must be 0 or more")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"distil.temperature = {self.temperature}: must be above 0")
-        for name in ("top_k", "relation_heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"distil.{name} = {getattr(self, name)}: must be positive")
-        if not math.isfinite(self.margin):
-            raise ConfigError(f"distil.margin = {self.margin}: must be a number")
+        require("in [0, 1]", self, ("words",), "distil.")
+        require("0 or more", self, ("hidden", "relations"), "distil.")
+        require("above 0", self, ("temperature",), "distil.")
+        require("positive", self, ("top_k", "relation_heads"), "distil.")
+        require("a number", self, ("margin",), "distil.")
         if (self.words or self.hidden or self.relations) and not self.teachers:
             raise ConfigError("distil.teachers is empty: name at least one checkpoint folder")
 
@@ -166,14 +168,9 @@ class OptimiserConfig:
     beta2: float = 0.98
 
     def __post_init__(self) -> None:
-        for name in ("rate", "muon_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"optimiser.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("warmup", "final", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optimiser.{name} = {getattr(self, name)}: must be in [0, 1)")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"optimiser.weight_decay = {self.weight_decay}: must be 0 or more")
+        require("above 0", self, ("rate", "muon_rate", "clip"), "optimiser.")
+        require("in [0, 1)", self, ("warmup", "final", "beta2"), "optimiser.")
+        require("0 or more", self, ("weight_decay",), "optimiser.")
 
 
 @dataclass(frozen=True)
@@ -220,25 +217,16 @@ class RunConfig:
                 f"steps = {self.steps}, tokens = {self.tokens}, minutes = {self.minutes}: "
                 "give one of them, above 0"
             )
-        for name in ("batch_tokens", "accumulate", "log_steps", "valid_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be positive")
+        require("positive", self, ("batch_tokens", "accumulate", "log_steps", "valid_steps"))
+        require("0 or more", self, ("checkpoint_minutes", "source_loss"))
+        require("in [0, 1)", self, ("label_smoothing", "dropout", "ema"))
         if self.batch_tokens // self.accumulate < self.data.max_tokens:
             raise ConfigError(
                 f"batch_tokens = {self.batch_tokens} over accumulate = {self.accumulate}: "
                 f"cannot hold one example of data.max_tokens = {self.data.max_tokens}"
             )
-        if self.checkpoint_minutes < 0:
-            raise ConfigError(
-                f"checkpoint_minutes = {self.checkpoint_minutes}: must be 0 or more"
-            )
         if self.mask == "prefix" and self.stage == "pretrain":
             raise ConfigError("mask = 'prefix' is for stage = 'finetune'")
-        for name in ("label_smoothing", "dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be in [0, 1)")
-        if not 0 <= self.source_loss < math.inf:
-            raise ConfigError(f"source_loss = {self.source_loss}: must be 0 or more")
         if self.source_loss and self.mask == "prefix":
             raise ConfigError(f"source_loss = {self.source_loss}: needs mask = 'causal'")
         if self.average < 0 or (self.average and self.ema):
@@ -251,19 +239,27 @@ class RunConfig:
 
 def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a recipe by path, or by name from `training/configs`; `overrides` replace top keys."""
-    path = Path(name)
-    if not path.suffix and not path.is_file():
-        path = RECIPES / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise ConfigError(f"recipe {str(name)!r}: no such file; built-in recipes: {known}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
-        raise ConfigError(f"recipe {path}: {error}") from None
+    values = read_toml("recipe", name, RECIPES)[1]
     for key, value in (overrides or {}).items():
         assign(values, key, value)
     return build(RunConfig, values, "")
+
+
+def read_toml(kind: str, name: str | Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A file by path, or by the name of one in `folder`, and what it says.
+
+    Raises ConfigError that calls it a `kind` and lists those there are.
+    """
+    path = Path(name)
+    if not path.suffix and not path.is_file():
+        path = folder / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise ConfigError(f"{kind} {str(name)!r}: no such file; built-in {kind}s: {known}")
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
+        raise ConfigError(f"{kind} {path}: {error}") from None
 
 
 def differences(before: dict[str, Any], now: Any) -> Iterator[tuple[str, Any, Any]]:

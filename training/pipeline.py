@@ -8,25 +8,33 @@ A file flows in, stages flow out whose recipes are built and whose references (`
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from training.config import BOUNDS, RECIPES, DataConfig, RunConfig, assign, build, load_recipe
+from training.config import (
+    BOUNDS,
+    RECIPES,
+    DataConfig,
+    RunConfig,
+    assign,
+    build,
+    load_recipe,
+    read_toml,
+    require,
+)
 from training.corpus import (
     Source,
     find_sources,
-    first_match,
     require_directions,
     require_languages,
-    scan,
     weight_of,
 )
 from training.errors import ConfigError, CorpusError
 from training.model import preset
 from training.stages import INIT
+from training.teach import TranslateConfig, texts_to_translate
 
 Kind = Literal["tokenizer", "pretrain", "finetune", "translate"]
 PIPELINES = RECIPES / "pipelines"
@@ -44,33 +52,7 @@ class TokenizerConfig:
     megabytes: float = 32.0
 
     def __post_init__(self) -> None:
-        if self.megabytes <= 0:
-            raise ConfigError(f"megabytes = {self.megabytes}: must be above 0")
-
-
-@dataclass(frozen=True)
-class TranslateConfig:
-    """`sources` are globs over the corpus's sources; their side in the direction's first language
-    is translated. `list` is as in DataConfig."""
-
-    teacher: str
-    direction: str
-    sources: tuple[str, ...]
-    list: str = ""
-    beam: int = 1
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z]{2,3}-[a-z]{2,3}", self.direction):
-            raise ConfigError(f"direction = {self.direction!r}: must be as in 'en-de'")
-        if not self.sources:
-            raise ConfigError("sources is empty: name at least one, as in ['*']")
-        if self.beam < 1:
-            raise ConfigError(f"beam = {self.beam}: must be positive")
-
-    @property
-    def languages(self) -> tuple[str, str]:
-        source, target = self.direction.split("-")
-        return source, target
+        require("above 0", self, ("megabytes",))
 
 
 @dataclass(frozen=True)
@@ -84,10 +66,8 @@ class ReportConfig:
     beam: int = 1
 
     def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise ConfigError(f"limit = {self.limit}: must be 0 or more")
-        if self.beam < 1:
-            raise ConfigError(f"beam = {self.beam}: must be positive")
+        require("0 or more", self, ("limit",))
+        require("positive", self, ("beam",))
 
 
 Config = TokenizerConfig | RunConfig | TranslateConfig
@@ -145,16 +125,7 @@ def load_pipeline(name: str | Path, settings: Iterable[tuple[str, Any]] = ()) ->
 
     `settings` replace keys as in ("student.data.max_tokens", 64); "defaults.*" and "report.*" too.
     """
-    path = Path(name)
-    if not path.suffix and not path.is_file():
-        path = PIPELINES / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PIPELINES.glob("*.toml")))
-        raise ConfigError(f"pipeline {str(name)!r}: no such file; built-in pipelines: {known}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"pipeline {path}: {error}") from None
+    path, values = read_toml("pipeline", name, PIPELINES)
     try:
         return _pipeline(path.stem, values, settings)
     except ConfigError as error:
@@ -388,21 +359,3 @@ def sources_of(stage: Stage, corpus: Path, adds: Iterable[Path] = ()) -> list[So
                           f"pairs with a weight above 0 in corpus {corpus}")  # fmt: skip
         require_directions(found, data.directions)
     return found
-
-
-def texts_to_translate(config: TranslateConfig, corpus: Path) -> list[Source]:
-    """Every source by a person with a side in the language; each file of lines once, if possible as
-    pairs of the direction, whose held-out lines must not come back as translations."""
-    language = config.languages[0]
-    found: dict[tuple[str, Path], Source] = {}
-    sources = scan(corpus, config.list)
-    for source in sorted(sources, key=lambda s: not set(config.languages).issuperset(s.languages)):
-        if language not in source.languages or source.one_way:
-            continue
-        if first_match(source, dict.fromkeys(config.sources, True), False):
-            side = source.languages.index(language) if len(source.paths) > 1 else 0
-            found.setdefault((source.name, source.paths[side]), source)
-    if not found:
-        raise CorpusError(f"corpus {corpus}: no source in {language} matches "
-                          f"{', '.join(config.sources)}")  # fmt: skip
-    return list(found.values())

@@ -26,10 +26,10 @@ from training.corpus import LeakCheck, files_of
 from training.distributed import ALONE, Ranks
 from training.errors import ConfigError, TrainingError
 from training.evaluate import checkpoint_translator
-from training.pipeline import Pipeline, Stage, TokenizerConfig, TranslateConfig, check, sources_of
+from training.pipeline import Pipeline, Stage, TokenizerConfig, check, sources_of
 from training.results import read_metrics, read_results, scores, sets_of, write
 from training.stages import find_device, start
-from training.teach import teach
+from training.teach import TranslateConfig, teach
 from training.tokenizer import make_tokenizer
 from training.view import View, duration
 

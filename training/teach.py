@@ -11,24 +11,69 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from training.corpus import Cleaner, LeakCheck, Source
-from training.errors import CheckpointError, CorpusError
+from training.config import require
+from training.corpus import Cleaner, LeakCheck, Source, first_match, scan
+from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import Translator, checkpoint_translator
 from training.shards import held_line, held_out
 from training.teachers import Teacher
 from training.words import digest, saving
 
-BLOCK = 1024  # texts between two writes
+BLOCK = 4096  # texts between two writes
 BATCH = 128  # texts that are decoded together
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    """`sources` are globs over the corpus's sources; their side in the direction's first language
+    is translated. `list` is as in DataConfig."""
+
+    teacher: str
+    direction: str
+    sources: tuple[str, ...]
+    list: str = ""
+    beam: int = 1
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]{2,3}-[a-z]{2,3}", self.direction):
+            raise ConfigError(f"direction = {self.direction!r}: must be as in 'en-de'")
+        if not self.sources:
+            raise ConfigError("sources is empty: name at least one, as in ['*']")
+        require("positive", self, ("beam",))
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        source, target = self.direction.split("-")
+        return source, target
+
+
+def texts_to_translate(config: TranslateConfig, corpus: Path) -> list[Source]:
+    """Every source by a person with a side in the language; each file of lines once, if possible as
+    pairs of the direction, whose held-out lines must not come back as translations."""
+    language = config.languages[0]
+    found: dict[tuple[str, Path], Source] = {}
+    sources = scan(corpus, config.list)
+    for source in sorted(sources, key=lambda s: not set(config.languages).issuperset(s.languages)):
+        if language not in source.languages or source.one_way:
+            continue
+        if first_match(source, dict.fromkeys(config.sources, True), False):
+            side = source.languages.index(language) if len(source.paths) > 1 else 0
+            found.setdefault((source.name, source.paths[side]), source)
+    if not found:
+        raise CorpusError(f"corpus {corpus}: no source in {language} matches "
+                          f"{', '.join(config.sources)}")  # fmt: skip
+    return list(found.values())
 
 
 def teach(

@@ -11,13 +11,13 @@ from training.errors import ConfigError, CorpusError
 from training.pipeline import (
     PIPELINES,
     Pipeline,
-    TranslateConfig,
     check,
     load_pipeline,
     sources_of,
     stage_data,
     stage_recipe,
 )
+from training.teach import TranslateConfig
 
 GOOD = """
 final = "student"

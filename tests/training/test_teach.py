@@ -18,7 +18,6 @@ from training.corpus import Cleaner, LeakCheck, Source, scan
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.evaluate import Translator, checkpoint_translator
 from training.model import GPT, preset
-from training.pipeline import TranslateConfig, texts_to_translate
 from training.tokenizer import TRANSLATE, sha256
 
 FILE = "toy.en-to-de.tsv.gz"
@@ -57,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, toy_lines: dict[str, list[s
 
 @pytest.fixture
 def sources(corpus: Path) -> list[Source]:
-    return texts_to_translate(TranslateConfig("", "en-de", ("toy", "mono/*")), corpus)
+    return teach.texts_to_translate(teach.TranslateConfig("", "en-de", ("toy", "mono/*")), corpus)
 
 
 def rows(file: Path) -> list[list[str]]:
@@ -193,7 +192,7 @@ def test_what_cannot_teach_is_refused(
     ):
         values: dict[str, Any] = {"direction": "en-de", "sources": ("*",), **keys}
         with pytest.raises((ConfigError, CorpusError), match=words):
-            texts_to_translate(TranslateConfig("", **values), corpus)
+            teach.texts_to_translate(teach.TranslateConfig("", **values), corpus)
 
 
 def test_the_command(
