@@ -1,4 +1,4 @@
-"""Reference decoding in torch: greedy, beam search and sampling over a batch of prompts.
+"""Reference decoding in torch: greedy and beam search over a batch of prompts.
 
 Prompts of unlike length flow in as lists of ids; new ids with finish reason and log-probability
 flow out. It serves evaluation of checkpoints and teachers, and is what the faster engine is
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.beam import Hypothesis, Search, Settings
@@ -84,59 +82,6 @@ def beam(
     return results
 
 
-@torch.inference_mode()
-def sample(
-    model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], temperature: float = 1.0,
-    top_k: int = 0, top_p: float = 1.0, seed: int = 0, end: int = 0, mask: MaskMode = "causal",
-) -> list[tuple[list[int], str]]:  # fmt: skip
-    """Draw the next token until `end` or the row's limit: (ids, reason) of each prompt.
-
-    The `top_k` most probable tokens are kept (0: all), of those, at the temperature, the fewest
-    that hold `top_p` of the probability (Holtzman et al. 2020). Row i draws from a stream of its
-    own, `seed` + i, so that company changes nothing.
-    """
-    if not (temperature > 0 and top_k >= 0 and 0 < top_p <= 1):
-        raise ConfigError(
-            f"temperature = {temperature}, top_k = {top_k}, top_p = {top_p}: must be above 0, "
-            "0 or more, and in (0, 1]"
-        )
-    outputs: list[list[int]] = [[] for _ in prompts]
-    reasons = ["length"] * len(prompts)
-    streams = [np.random.Philox(key=(seed + i) % 2**64) for i in range(len(prompts))]
-    for rows in _groups(model, prompts, limits):
-        going = list(rows)
-
-        def step(logits: Tensor, going: list[int] = going) -> tuple[Ids, Ids]:
-            chances = probabilities(logits, temperature, top_k, top_p).cumsum(dim=-1)
-            places = []
-            for place, i in enumerate(going):
-                u = float(int(streams[i].random_raw()) >> 11) * 2.0**-53  # in [0, 1)
-                token = int(torch.searchsorted(chances[place], u * chances[place, -1], right=True))
-                if token == end:
-                    reasons[i] = "stop"
-                    continue
-                outputs[i].append(token)
-                if len(outputs[i]) < limits[i]:
-                    places.append(place)
-            going[:] = [going[place] for place in places]
-            return places, [outputs[i][-1] for i in going]
-
-        _drive(model, [prompts[i] for i in rows], mask, step)
-    return list(zip(outputs, reasons, strict=True))
-
-
-def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """What to draw from (rows, vocabulary), in double precision; of equals the lower id is kept."""
-    ranked, order = logits.double().sort(dim=-1, descending=True, stable=True)
-    chances = (ranked / temperature).softmax(dim=-1)
-    if 0 < top_k < chances.shape[-1]:
-        chances[..., top_k:] = 0
-        chances /= chances.sum(dim=-1, keepdim=True)
-    before = F.pad(chances.cumsum(dim=-1)[..., :-1], (1, 0))
-    chances[before >= top_p] = 0
-    return torch.zeros_like(chances).scatter_(-1, order, chances / chances.sum(-1, keepdim=True))
-
-
 Ids = list[int]
 
 
@@ -197,22 +142,3 @@ def forbidden(output: Sequence[int], prompt: Sequence[int], n: int, often: int) 
         for token in dict.fromkeys(output)
         if count(output, [*start, token]) >= max(often, count(prompt, [*start, token]))
     ]
-
-
-@torch.inference_mode()
-def greedy_without_cache(
-    model: GPT, prompt: Sequence[int], limit: int, end: int = 0, no_repeat_ngram: int = 0,
-    ngram_repeats: int = 1,
-) -> tuple[list[int], str]:
-    """One causal prompt, the whole sequence read anew for each token: slow and obvious."""
-    ids = list(prompt)
-    while len(ids) - len(prompt) < limit:
-        hidden, _ = model(torch.tensor([ids], device=model.device))
-        logits = model.logits(hidden[0, -1])
-        stopped = forbidden(ids[len(prompt) :], prompt, no_repeat_ngram, ngram_repeats)
-        logits[stopped] = -torch.inf
-        token = int(logits.argmax())
-        if token == end:
-            return ids[len(prompt) :], "stop"
-        ids.append(token)
-    return ids[len(prompt) :], "length"

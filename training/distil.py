@@ -129,22 +129,6 @@ def words_loss(
     return sums
 
 
-def plain_words_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, soft: Soft, share: float,
-    temperature: float = 1.0, smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The same, obviously right; what the fused form is tested against."""
-    scores = hidden @ weight.t()
-    label = F.cross_entropy(scores, targets, reduction="none", label_smoothing=smoothing)
-    student = (scores / temperature).log_softmax(dim=1).gather(1, soft.ids)
-    logs = soft.logs.to(scores.dtype).masked_fill(~soft.known[:, None], 0.0)
-    teacher = (logs / temperature).log_softmax(dim=1)
-    word = temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=1)
-    word = torch.where(soft.known, word, label)
-    mixed = (1 - share) * label + share * word
-    return mixed.sum(), label.sum(), word.sum()
-
-
 def hidden_distance(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
     """Sum over real positions of 1 - cosine (DistilBERT, Sanh et al. 2019).
 

@@ -187,8 +187,8 @@ class Translator:
 
 
 def checkpoint_translator(
-    folder: Path, batch: int = 64, threads: int = 0, beam: int = 1, length_penalty: float = 1.0,
-    task: str = "", device: torch.device | None = None,
+    folder: Path, batch: int = 64, beam: int = 1, length_penalty: float = 1.0, task: str = "",
+    device: torch.device | None = None,
 ) -> Translator:  # fmt: skip
     """A translator by a checkpoint, greedy or by beam search, `batch` lines at a time.
 
@@ -198,8 +198,6 @@ def checkpoint_translator(
     from training.checkpoint import load_checkpoint
     from training.tokenizer import load_tokenizer
 
-    if threads:
-        torch.set_num_threads(threads)
     model, meta = load_checkpoint(folder)
     model.eval().to(device or torch.device("cpu"))
     tokenizer = load_tokenizer(folder / "tokenizer.json")

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 256  # positions whose logits exist at one time on a CPU: 8 MB at 16k entries in bf16
@@ -107,12 +106,3 @@ def cross_entropy_sum(
         hidden, weight, targets, smoothing, dtype
     )
     return total
-
-
-def plain_cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0
-) -> Tensor:
-    """The same, obviously right; what the fused form is tested against."""
-    return F.cross_entropy(
-        hidden @ weight.t(), targets, reduction="sum", label_smoothing=smoothing
-    )

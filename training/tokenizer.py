@@ -191,10 +191,6 @@ class LanguageReport:
     unknown: float
     used: float
 
-    @property
-    def round_trip(self) -> bool:
-        return self.unknown == 0
-
 
 def report(
     tokenizer: Tokenizer, lines: dict[str, list[str]], aligned: bool = True

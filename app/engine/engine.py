@@ -54,17 +54,10 @@ class Ticket:
 
 
 class Engine:
-    def __init__(
-        self,
-        decoder: Decoder,
-        metrics: Metrics,
-        *,
-        max_queue: int = 2048,
-        max_prefill_tokens: int = 128,
-    ) -> None:
+    def __init__(self, decoder: Decoder, metrics: Metrics, *, max_queue: int = 2048) -> None:
         self._decoder = decoder
         self._max_queue = max_queue
-        self._scheduler = Scheduler(decoder, max_prefill_tokens=max_prefill_tokens)
+        self._scheduler = Scheduler(decoder)
         self._instruments = _Instruments(metrics, decoder.slots)
         self._log = logging.getLogger("app.engine")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

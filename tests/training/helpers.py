@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from training.batches import IGNORED, Batch, Cursor
+from training.decode import forbidden
 from training.model import GPT
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,25 @@ def nats(model: GPT, row: Sequence[int], places: range) -> float:
             scores = model.logits(model(torch.tensor([row[:place]]))[0][0, -1])
             total -= float(scores.double().log_softmax(-1)[row[place]])
     return total
+
+
+@torch.inference_mode()
+def greedy_without_cache(
+    model: GPT, prompt: Sequence[int], limit: int, end: int = 0, no_repeat_ngram: int = 0,
+    ngram_repeats: int = 1,
+) -> tuple[list[int], str]:
+    """One causal prompt, the whole sequence read anew for each token: slow and obvious."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < limit:
+        hidden, _ = model(torch.tensor([ids], device=model.device))
+        logits = model.logits(hidden[0, -1])
+        stopped = forbidden(ids[len(prompt) :], prompt, no_repeat_ngram, ngram_repeats)
+        logits[stopped] = -torch.inf
+        token = int(logits.argmax())
+        if token == end:
+            return ids[len(prompt) :], "stop"
+        ids.append(token)
+    return ids[len(prompt) :], "length"
 
 
 class Batches:

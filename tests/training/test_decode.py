@@ -1,17 +1,16 @@
-"""Greedy, beam and sampling: with the cache as without, together as alone, as by brute force."""
+"""Greedy and beam search: with the cache as without, together as alone, as by brute force."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 
+from tests.training.helpers import greedy_without_cache
 from training.beam import Hypothesis
-from training.decode import beam, forbidden, greedy, greedy_without_cache, probabilities, sample
+from training.decode import beam, forbidden, greedy
 from training.errors import ConfigError
 from training.model import GPT, MaskMode, ModelConfig
 
@@ -88,7 +87,7 @@ def test_an_empty_prompt_is_named(model: GPT) -> None:
 
 
 def test_no_prompts_no_answers(model: GPT) -> None:
-    assert greedy(model, [], []) == beam(model, [], [], 3) == sample(model, [], []) == []
+    assert greedy(model, [], []) == beam(model, [], [], 3) == []
 
 
 @torch.no_grad()
@@ -216,52 +215,3 @@ def test_beam_sizes_that_make_no_sense_are_named(model: GPT) -> None:
     for size, best, alpha in ((0, 1, 1.0), (2, 3, 1.0), (2, 0, 1.0), (2, 1, -1.0)):
         with pytest.raises(ConfigError, match=f"beam = {size}, n_best = {best}"):
             beam(model, [[1]], [2], size, alpha, n_best=best)
-
-
-def test_samples_are_drawn_one_by_one_as_together(model: GPT) -> None:
-    end = end_that_stops_some(model)
-    together = sample(model, PROMPTS, LIMITS, 0.7, 20, 0.9, seed=5, end=end)
-    for i, (prompt, limit) in enumerate(zip(PROMPTS, LIMITS, strict=True)):
-        assert sample(model, [prompt], [limit], 0.7, 20, 0.9, seed=5 + i, end=end) == [together[i]]
-        stream, ids, reason = np.random.Philox(key=5 + i), [], "length"
-        while len(ids) < limit:
-            logs = next_logs(model, prompt, tuple(ids), "causal")
-            weights = slow_weights(logs, 0.7, 20, 0.9)
-            u = float(int(stream.random_raw()) >> 11) * 2.0**-53 * sum(weights)
-            token = next(t for t in range(97) if sum(weights[: t + 1]) > u)
-            if token == end:
-                reason = "stop"
-                break
-            ids.append(token)
-        assert together[i] == (ids, reason)
-    assert len({str(sample(model, PROMPTS, LIMITS, 1.3, seed=s)) for s in (6, 7)}) == 2
-    assert sample(model, PROMPTS, LIMITS, 0.5, top_k=1) == greedy(model, PROMPTS, LIMITS)
-    assert sample(model, PROMPTS, LIMITS, 0.5, top_p=1e-9) == greedy(model, PROMPTS, LIMITS)
-
-
-def slow_weights(logs: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
-    order = sorted(range(len(logs)), key=lambda t: -logs[t])[:top_k]
-    chances = {t: math.exp(logs[t] / temperature) for t in order}
-    total, kept = sum(chances.values()), 0.0
-    weights = [0.0] * len(logs)
-    for t in order:
-        if kept < top_p * total:
-            weights[t] = chances[t]
-        kept += chances[t]
-    return weights
-
-
-def test_what_is_sampled_is_as_frequent_as_it_is_probable(model: GPT) -> None:
-    logits = torch.tensor([next_logs(model, PROMPTS[0], (), "causal")])
-    wanted = probabilities(logits, 1.5, 6, 0.95)[0]
-    assert wanted.sum().item() == pytest.approx(1) and 2 < int((wanted > 0).sum()) <= 6
-    drawn = sample(model, [PROMPTS[0]] * 3000, [1] * 3000, 1.5, 6, 0.95, seed=11, end=-1)
-    counts = Counter(ids[0] for ids, _ in drawn)
-    for token, chance in enumerate(wanted.tolist()):
-        assert abs(counts[token] - 3000 * chance) <= 4 * math.sqrt(3000 * chance * (1 - chance))
-
-
-def test_dials_out_of_range_are_named(model: GPT) -> None:
-    for temperature, top_k, top_p in ((0.0, 0, 1.0), (1.0, -1, 1.0), (1.0, 0, 0.0), (1.0, 0, 1.1)):
-        with pytest.raises(ConfigError, match=f"temperature = {temperature}, top_k = {top_k}"):
-            sample(model, [[1]], [1], temperature, top_k, top_p)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.training.helpers import nats
+from tests.training.helpers import greedy_without_cache, nats
 from training.batches import PairRows, Tags, TextRows
 from training.checkpoint import save_checkpoint
 from training.corpus import Source
-from training.decode import beam, greedy_without_cache
+from training.decode import beam
 from training.errors import CheckpointError, ConfigError
 from training.evaluate import (
     NGRAM_REPEATS,
