@@ -76,6 +76,10 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument(
         "--alternatives", type=int, default=0, metavar="N", help="the N best; at most --beam"
     )
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="what it begins with")
+    parser.add_argument(
+        "--branch", action="store_true", help="alternatives that differ in their first word"
+    )
     _add_engine(parser)
     parser.set_defaults(run=translate)
 

@@ -31,6 +31,7 @@ TRANSLATE: dict[str, Example] = {
             "length_penalty": 1.0,
             "alternatives": 4,
             "prefix": "Heute ist",
+            "branch": True,
         },
     ),
 }

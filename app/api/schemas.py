@@ -82,6 +82,11 @@ class TranslateRequest(_Request):
         "",
         description="What the translation of the (one) text begins with, up to the end of a word.",
     )
+    branch: bool = Field(
+        False,
+        description="The `alternatives` (2 or more) part at the first word, or the first behind "
+        "`prefix`, and each goes on greedily; of the first sentence only.",
+    )
     timeout_s: TimeoutS = None
 
 

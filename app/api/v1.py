@@ -94,7 +94,9 @@ async def translate(
 ) -> TranslateAnswer:
     """Answers stand in the order of the texts; all sentences are batched together."""
     deadline = state.deadline(body.timeout_s)
-    options = TranslateOptions(body.beam, body.length_penalty, body.alternatives, body.prefix)
+    options = TranslateOptions(
+        body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch
+    )
     work = service.translator.run(
         body.text, body.source, body.target, deadline, options=options
     )

@@ -32,7 +32,9 @@ def run_translate(args: argparse.Namespace) -> int:
         raise InvalidField("give one of text, --file and --folder, not both", param="file")
     if bool(args.folder) != bool(args.out):
         raise InvalidField("--folder and --out go together", param="out")
-    options = TranslateOptions(args.beam, args.length_penalty, args.alternatives)
+    options = TranslateOptions(
+        args.beam, args.length_penalty, args.alternatives, args.prefix, args.branch
+    )
     if args.folder:
         if args.alternatives:
             raise InvalidField("--alternatives: not with --folder", param="alternatives")

@@ -11,7 +11,8 @@ by ((5 + n) / 6) ** length_penalty (Wu et al. 2016), n log-probabilities long, t
 and those of forced ids, which are none, left out. The search is over when `size` are finished (with
 early stopping), when no live one can come among the best (without), or at the length limit, where
 the live ones count as finished. Ties go to the better parent, then to the lower id; of equal scores
-the earlier stands first. With size 1 and early stopping this is greedy decoding.
+the earlier stands first. With size 1 and early stopping this is greedy decoding. A search that
+branches does so at the first token only: later, the best continuation of each lives on or ends it.
 """
 
 from __future__ import annotations
@@ -68,11 +69,10 @@ class BeamSearch:
 
         Returns for each that lives on which of the former ones it continues; none: it is over.
         """
-        ranked = sorted(
-            candidate
-            for place, row in enumerate(rows)
-            for candidate in self._candidates(place, *row)
-        )
+        found = [self._candidates(place, *row) for place, row in enumerate(rows)]
+        if self._beam.branch and self.length > self._forced:
+            found = [sorted(of)[:1] for of in found]
+        ranked = sorted(candidate for of in found for candidate in of)
         self.length += 1
         live: list[Branch] = []
         parents: list[int] = []
@@ -128,6 +128,8 @@ class BeamSearch:
         return float(total / ((5 + n) / 6) ** self._beam.length_penalty)
 
     def _over(self) -> bool:
+        if self._beam.branch:
+            return not self.live
         if self._beam.early_stopping:
             return len(self._finished) >= self._beam.size
         if len(self._finished) < self._beam.best or not self.live:

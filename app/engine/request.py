@@ -54,13 +54,15 @@ class Beam:
 
     `size` hypotheses live side by side, each in a slot; the `best` best are told. With
     `early_stopping` the search ends with `size` finished ones; without, when no live one can
-    still come into the best.
+    still come into the best. With `branch` they part at the first token, `size` different ones,
+    and each goes on alone, greedily: the alternatives at that position.
     """
 
     size: int
     length_penalty: float = 1.0
     early_stopping: bool = True
     best: int = 1
+    branch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

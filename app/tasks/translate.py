@@ -39,13 +39,16 @@ class TranslateOptions:
     """How to search; a value out of bounds is refused by name. With `beam` 1 it is greedy.
 
     `alternatives` (at most `beam`) are told beside the translation, itself the first of them. The
-    translation begins with `prefix`, which ends where a word ends and belongs to one text.
+    translation begins with `prefix`, which ends where a word ends and belongs to one text. With
+    `branch` the alternatives differ in their first word after it, each then greedy; of a text of
+    several sentences the first one has them.
     """
 
     beam: int = 1
     length_penalty: float = 1.0
     alternatives: int = 0
     prefix: str = ""
+    branch: bool = False
 
     def __post_init__(self) -> None:
         for name, bounds in BOUNDS.items():
@@ -55,12 +58,18 @@ class TranslateOptions:
                 f"alternatives is {self.alternatives}: must be at most beam, which is {self.beam}",
                 param="alternatives",
             )
+        if self.branch and self.alternatives < 2:
+            raise InvalidField(
+                f"alternatives is {self.alternatives}: must be at least 2 with branch",
+                param="alternatives",
+            )
 
     @property
     def search(self) -> Beam | None:
         if self.beam == 1 and not self.alternatives:
             return None
-        return Beam(self.beam, self.length_penalty, best=max(self.alternatives, 1))
+        best = max(self.alternatives, 1)
+        return Beam(self.beam, self.length_penalty, best=best, branch=self.branch)
 
 
 PLAIN = TranslateOptions()
@@ -263,7 +272,8 @@ class Translator:
                 continue
             ids = self._tokenizer.encode(piece, param=field)
             prompt = self._tokenizer.translation_prompt(source, plan.target, ids)
-            forced = () if plan.requests else plan.prefix
+            first = not plan.requests
+            forced = plan.prefix if first else ()
             room = min(3 * len(ids) + 32 + len(forced), self._limits.context - len(prompt))
             sequences.append(len(plan.requests))
             request = Request(
@@ -273,7 +283,7 @@ class Translator:
                 self._tokenizer.end_ids,
                 SAMPLING,
                 forced=forced,
-                beam=plan.options.search,
+                beam=plan.options.search if first or not plan.options.branch else None,
             )
             plan.requests.append(request)
             most = max(self._limits.max_pieces // plan.options.beam, 1)
@@ -294,20 +304,28 @@ class Translator:
             item.detected,
             "length" if cut else "stop",
             truncated=cut,
-            alternatives=self._alternatives(item, plan, ends) if plan.options.alternatives else (),
+            alternatives=self._alternatives(item, plan, outputs, ends),
         )
 
     def _alternatives(
-        self, item: _Item, plan: _Plan, ends: dict[int, Finished]
+        self, item: _Item, plan: _Plan, outputs: Sequence[str], ends: dict[int, Finished]
     ) -> tuple[Alternative, ...]:
         """The item made of the best, the second best ... of each piece, or its last one."""
+        if not plan.options.alternatives:
+            return ()
         found = [() if i is None else ends[i].hypotheses for i in item.sequences]
         scores: dict[str, float] = {}
         for rank in range(max(map(len, found), default=1) or 1):
-            chosen = [one[min(rank, len(one) - 1)] if one else None for one in found]
-            parts = [None if h is None else self._tokenizer.decode(h.ids).strip() for h in chosen]
-            text = item.layout.join(parts, item.source, plan.target)
-            scores.setdefault(text, sum(h.score for h in chosen if h is not None))
+            parts: list[str | None] = []
+            total = 0.0
+            for i, hypotheses in zip(item.sequences, found, strict=True):
+                if not hypotheses:
+                    parts.append(None if i is None else outputs[i])
+                    continue
+                one = hypotheses[min(rank, len(hypotheses) - 1)]
+                parts.append(self._tokenizer.decode(one.ids).strip())
+                total += one.score
+            scores.setdefault(item.layout.join(parts, item.source, plan.target), total)
         return tuple(Alternative(text, score) for text, score in scores.items())
 
 

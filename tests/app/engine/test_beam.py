@@ -177,6 +177,41 @@ def test_size_one_is_greedy(n: int) -> None:
         assert ends[0].reason == ends[1].reason  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("forced", [(), (4, 8)])
+@pytest.mark.parametrize("n", [0, 2])
+def test_branches_are_greedy_behind_the_likeliest_first_tokens(
+    forced: tuple[int, ...], n: int
+) -> None:
+    options, ends = Sampling(no_repeat_ngram=n), frozenset((0, 3, 4))
+    lengths = set()
+    for i in range(1, 12):
+        greedily = Request((i, 9), 20, ignore, ends, options, None, forced)
+        found = search(replace(greedily, beam=Beam(5, 1.0, best=5, branch=True)))
+        decoder = FakeDecoder(slots=1)
+        first = logprobs_after(decoder, [i, 9, *forced])
+        ranked = sorted(range(len(first)), key=lambda token: -first[token])
+        going = [token for token in ranked if token not in ends][:5]
+        expected = [() for token in ranked[:5] if token in ends]
+        scores = [first[token] / ((5 + 1) / 6) for token in ranked[:5] if token in ends]
+        for token in going:
+            *told, end = run(replace(greedily, forced=(*forced, token)), FakeDecoder(slots=1))
+            assert isinstance(end, Finished)
+            ids = [event.id for event in told if isinstance(event, Token)]
+            logs = [event.logprob for event in told if isinstance(event, Token)]
+            total = first[token] + sum(logs)
+            if end.reason == "stop":
+                after = logprobs_after(decoder, [i, 9, *ids])
+                total += max(after[token] for token in ends)
+            count = len(ids) - len(forced) + (end.reason == "stop")
+            expected.append(tuple(ids[len(forced):]))
+            scores.append(total / ((5 + count) / 6))
+        best = sorted(zip(scores, expected, strict=True), reverse=True)[:5]
+        assert [one.ids[len(forced):] for one in found] == [ids for _, ids in best]
+        assert [one.score for one in found] == pytest.approx([score for score, _ in best])
+        lengths |= {len(one.ids) for one in found}
+    assert len(lengths) > 3
+
+
 def test_no_cache_is_copied_that_need_not_be() -> None:
     for i in range(1, 10):
         request = Request((5, i), 15, ignore, frozenset(), beam=Beam(5))

@@ -124,6 +124,16 @@ def test_the_score_is_the_mean_log_probability_of_its_tokens(service: Service) -
     assert number.score is None
 
 
+def test_branches_part_at_the_first_word_behind_the_prefix(service: Service) -> None:
+    options = TranslateOptions(beam=4, alternatives=4, prefix="Heute", branch=True)
+    (result,) = translate(service, "The weather is beautiful today.", options=options)
+    found = [one.text for one in result.alternatives]
+    assert len(set(found)) == 4 and all(text.startswith("Heute") for text in found)
+    (plain,) = translate(service, "I like it.")
+    both = translate(service, "The weather is beautiful today. I like it.", options=options)[0]
+    assert [one.text for one in both.alternatives] == [f"{text} {plain.text}" for text in found]
+
+
 def test_alternatives_of_a_text_are_put_together_from_its_pieces(service: Service) -> None:
     options = TranslateOptions(beam=3, alternatives=3)
     (both,) = translate(service, "Hello there.\n\n 7 \nWhere is it?", options=options)
@@ -163,6 +173,7 @@ def test_the_translation_begins_with_the_prefix(service: Service) -> None:
         ("a", {"beam": 0}, InvalidField, "beam", "at least 1"),
         ("a", {"length_penalty": -1}, InvalidField, "length_penalty", "at least 0"),
         ("a", {"beam": 2, "alternatives": 3}, InvalidField, "alternatives", "at most beam"),
+        ("a", {"branch": True, "beam": 2}, InvalidField, "alternatives", "at least 2 with branch"),
     ],
 )
 def test_refused_options(
