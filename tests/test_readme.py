@@ -1,4 +1,4 @@
-"""The README's examples work: every curl is sent to a running server, every command parses."""
+"""The examples of README and docs work: each curl is sent to a server, each command parses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,16 @@ import pytest
 from app.main import create_app
 from app.settings import Settings
 from gpt2_mt.cli import build_parser
+from training.pipeline import load_pipeline, stage_data, stage_recipe
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+TEXT = "\n".join(
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/RESULTS.md", "docs/LOG.md")
+)
 COMMANDS = [
     line
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
     for line in block.replace("\\\n", " ").splitlines()
     if line
 ]
@@ -65,12 +71,30 @@ def test_curl_examples_are_answered_by_the_bundled_model() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("gpt2-mt")])
-def test_commands_parse(command: str) -> None:
-    words = shlex.split(command.split(" > ")[0])
-    build_parser().parse_args(words[1:])
+def test_commands_parse_and_their_recipes_are_there(command: str) -> None:
+    words = shlex.split(re.split(r" > | &$", command)[0])
+    arguments = build_parser().parse_args(words[1:])
+    if hasattr(arguments, "stage"):
+        given = {"init": arguments.init, "adds": arguments.add}
+        stage_recipe(arguments.recipe, given=[key for key, value in given.items() if value])
+    elif getattr(arguments, "recipe", None):
+        stage_data(arguments.recipe)
+    elif hasattr(arguments, "pipeline"):
+        parts = [text.split("=", 1) for text in arguments.set]
+        load_pipeline(arguments.pipeline, [(k, tomllib.loads(f"x={v}")["x"]) for k, v in parts])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_scripts_are_there(command: str) -> None:
+    assert (ROOT / command.split()[1]).is_file()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
 def test_make_targets_exist(command: str) -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{command.split()[1]}:", makefile, re.M)
+
+
+def test_settings_that_are_named_exist() -> None:
+    named = re.findall(r"\bGPT2MT_([A-Z_]+[A-Z])\b", TEXT)
+    assert named and {name.lower() for name in named} <= Settings.model_fields.keys()
