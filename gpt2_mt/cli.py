@@ -6,6 +6,7 @@ Arguments flow in; each command's module is light until it runs. The only file a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -45,5 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not getattr(error, "user_error", False):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's; each says it
+        rank = f" (rank {os.environ['RANK']})" if several else ""
+        sys.stderr.write(f"error{rank}: {error}\n")
         return 2

@@ -147,3 +147,15 @@ def test_an_unknown_recipe_lists_those_there_are(
 ) -> None:
     assert main(stage_command("finetune", "nothing", corpus, tokenizer_file, tmp_path / "r")) == 2
     assert "finetune-cpu" in capsys.readouterr().err
+
+
+def test_an_error_under_torchrun_tells_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "average", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error (rank 1): ")
