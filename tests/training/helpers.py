@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from gpt2_mt.cli import main
 from training.batches import IGNORED, Batch, Cursor
 from training.decode import forbidden
 from training.model import GPT
@@ -45,6 +47,14 @@ def kill_when(command: Sequence[str], ready: Callable[[], bool], pause: float = 
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def refusal(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `gpt2-mt COMMAND` says, in one line, as it ends with status 2."""
+    assert main(command) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
 
 
 def nats(model: GPT, row: Sequence[int], places: range) -> float:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from tests.training.conftest import Recipe
 from tests.training.helpers import log_of
 from training.checkpoint import load_checkpoint
-from training.config import DistilConfig
+from training.config import DistilConfig, RunConfig
 from training.errors import CheckpointError, ConfigError, CorpusError
 from training.model import GPT, ModelConfig
 from training.stages import start
 from training.teachers import Teacher, open_teachers, thinned
 from training.tokenizer import train_tokenizer
 
+Train = Callable[..., Path]
 CPU = torch.device("cpu")
 
 
@@ -103,11 +105,21 @@ def test_a_reserved_entry_that_has_got_a_name_is_no_difference(
     assert open_teachers(DistilConfig({"*": str(teacher)}), ["en-de"], named, CPU)
 
 
+@pytest.fixture
+def train(corpus: Path, tokenizer_file: Path) -> Train:
+    """`train(config, folder)`: the checkpoint of a run on the toy corpus or another."""
+
+    def run(config: RunConfig, folder: Path, of: Path = corpus, init: Path | None = None) -> Path:
+        return start(config, of, folder, tokenizer_file, init, device="cpu", progress=False)
+
+    return run
+
+
 # -- learning from them
 
 
 def test_words_of_a_teacher_teach_more_than_labels(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path,
+    tmp_path: Path, corpus: Path, train: Train, recipe: Recipe, teacher: Path,
     held_out: None,
 ) -> None:  # fmt: skip
     found: dict[str, list[float]] = {"alone": [], "taught": []}
@@ -122,7 +134,7 @@ def test_words_of_a_teacher_teach_more_than_labels(
         for name, distil in (("alone", {}), ("taught", taught)):
             folder = tmp_path / f"{name}{at}"
             config = recipe(steps=50, batch_tokens=256, distil=distil)
-            start(config, few, folder, tokenizer_file, device="cpu", progress=False)
+            train(config, folder, few)
             logs[name] = log_of(folder)
             found[name].append(loss_of(logs[name][-1]))
     assert sum(found["taught"]) < 0.97 * sum(found["alone"])
@@ -133,12 +145,12 @@ def test_words_of_a_teacher_teach_more_than_labels(
 
 
 def test_hidden_states_and_relations_come_near(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path
 ) -> None:
     distil = {"teachers": {"*": str(teacher)}, "hidden": 1.0, "relations": 1.0,
               "words": 0.5}  # fmt: skip
     config = recipe(steps=12, distil=distil, data={"text_share": 0.3}, mask="prefix")
-    start(config, corpus, tmp_path, tokenizer_file, device="cpu", progress=False)
+    train(config, tmp_path)
     log = log_of(tmp_path)
     for name in ("hidden", "relations", "words"):
         values = [entry[f"loss/{name}"] for entry in log]
@@ -146,15 +158,14 @@ def test_hidden_states_and_relations_come_near(
 
 
 def test_a_pretrained_student_learns_from_a_language_model(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe
+    tmp_path: Path, train: Train, recipe: Recipe
 ) -> None:
-    first = start(recipe(stage="pretrain", steps=40), corpus, tmp_path / "teacher",
-                  tokenizer_file, device="cpu", progress=False)  # fmt: skip
+    first = train(recipe(stage="pretrain", steps=40), tmp_path / "teacher")
     config = recipe(
         stage="pretrain", steps=6, objectives={"causal": 1.0, "masking": 0.5},
         distil={"teachers": {"en": str(first), "de": str(first)}, "words": 0.5, "hidden": 0.5},
     )  # fmt: skip
-    start(config, corpus, tmp_path / "student", tokenizer_file, device="cpu", progress=False)
+    train(config, tmp_path / "student")
     for entry in log_of(tmp_path / "student"):
         parts = (0.5 * entry["loss/causal"] + 0.5 * entry["loss/words"]
                  + 0.5 * entry["loss/hidden"] + 0.5 * entry["loss/masking"])  # fmt: skip
@@ -162,27 +173,24 @@ def test_a_pretrained_student_learns_from_a_language_model(
     config = recipe(stage="pretrain", steps=1, distil={"teachers": {"en": str(first)},
                                                        "hidden": 1.0})  # fmt: skip
     with pytest.raises(ConfigError, match="need one teacher for all of en, de"):
-        start(config, corpus, tmp_path / "x", tokenizer_file, device="cpu", progress=False)
+        train(config, tmp_path / "x")
 
 
 def test_damaged_words_are_refused(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path
 ) -> None:
     config = recipe(steps=2, distil={"teachers": {"en-de": str(teacher)}, "words": 0.5})
 
-    def run(name: str) -> None:
-        start(config, corpus, tmp_path / name, tokenizer_file, device="cpu", progress=False)
-
-    run("first")
+    train(config, tmp_path / "first")
     (file,) = (tmp_path / "first" / "teachers").glob("*.bin")
     data = file.read_bytes()
     shutil.copytree(file.parent, tmp_path / "again" / "teachers")
     copy = tmp_path / "again" / "teachers" / file.name
     copy.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(CorpusError, match="made anew"):
-        run("again")
+        train(config, tmp_path / "again")
     copy.unlink()
-    run("again")
+    train(config, tmp_path / "again")
     assert copy.read_bytes() == data
 
 
@@ -190,7 +198,7 @@ def test_damaged_words_are_refused(
 
 
 def test_a_direction_is_distilled_while_it_is_behind(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path,
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path,
     held_out: None,
 ) -> None:  # fmt: skip
     def run(name: str, margin: float) -> list[dict[str, Any]]:
@@ -199,7 +207,7 @@ def test_a_direction_is_distilled_while_it_is_behind(
             distil={"teachers": {"en-de": str(teacher)}, "words": 0.5, "selective": True,
                     "margin": margin},
         )  # fmt: skip
-        start(config, corpus, tmp_path / name, tokenizer_file, device="cpu", progress=False)
+        train(config, tmp_path / name)
         return log_of(tmp_path / name)
 
     behind, ahead = run("behind", 1.0), run("ahead", -200.0)
@@ -217,7 +225,7 @@ def test_a_direction_is_distilled_while_it_is_behind(
 
 
 def test_decisions_are_part_of_the_run(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path,
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path,
     held_out: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = recipe(
@@ -225,10 +233,7 @@ def test_decisions_are_part_of_the_run(
         distil={"teachers": {"*": str(teacher)}, "words": 0.5, "selective": True, "margin": -200.0},
     )  # fmt: skip
 
-    def run(name: str) -> None:
-        start(config, corpus, tmp_path / name, tokenizer_file, device="cpu", progress=False)
-
-    run("whole")
+    train(config, tmp_path / "whole")
     real, count = torch.optim.AdamW.step, 0
 
     def interrupted(self: Any, *rest: Any) -> Any:
@@ -241,7 +246,7 @@ def test_decisions_are_part_of_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run("stopped")
+            train(config, tmp_path / "stopped")
     state = json.loads((tmp_path / "stopped" / "last" / "state.json").read_text())
     assert state["step"] == 6 and state["distil"]["on"] == {"de-en": False, "en-de": False}
     weights = (teacher / "model.safetensors").read_bytes()
@@ -250,19 +255,19 @@ def test_decisions_are_part_of_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "open", lambda *rest: replace(digest(*rest), digest="another"))
         with pytest.raises(CheckpointError, match="last: the teacher .* for de-en is not the one"):
-            run("stopped")
-    run("stopped")
+            train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
     whole, stopped = log_of(tmp_path / "whole"), log_of(tmp_path / "stopped")
     assert [e["loss"] for e in stopped] == [e["loss"] for e in whole]
 
 
 def test_a_rule_without_held_out_pairs_is_refused(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path
 ) -> None:
     config = recipe(data={"valid_examples": 0}, distil={
         "teachers": {"en-de": str(teacher)}, "words": 0.5, "selective": True})  # fmt: skip
     with pytest.raises(ConfigError, match="no pair is held out for en-de"):
-        start(config, corpus, tmp_path, tokenizer_file, device="cpu", progress=False)
+        train(config, tmp_path)
 
 
 # -- starting from a teacher's layers
@@ -291,7 +296,7 @@ def test_evenly_spaced_layers(have: int, layers: int, taken: list[int]) -> None:
 
 
 def test_a_student_starts_from_its_teachers_layers(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, recipe: Recipe, teacher: Path,
+    tmp_path: Path, train: Train, recipe: Recipe, teacher: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from training.model import PRESETS
@@ -300,8 +305,7 @@ def test_a_student_starts_from_its_teachers_layers(
     monkeypatch.setitem(PRESETS, "three", {**PRESETS["test"], "layers": 3})
     config = recipe(model="one", steps=1, init_layers="even",
                     optimiser={"name": "adamw", "rate": 1e-9})  # fmt: skip
-    made = start(config, corpus, tmp_path / "run", tokenizer_file, teacher, device="cpu",
-                 progress=False)  # fmt: skip
+    made = train(config, tmp_path / "run", init=teacher)
     model, meta = load_checkpoint(made)
     assert meta["init_layers"] == [0] and model.config.layers == 1
     theirs = load_checkpoint(teacher)[0].state_dict()
@@ -313,9 +317,7 @@ def test_a_student_starts_from_its_teachers_layers(
         ({"model": "test"}, None, "init_layers = 'even': give the checkpoint"),
     ):
         with pytest.raises(ConfigError, match=words):
-            start(recipe(init_layers="even", **keys), corpus, tmp_path / "x", tokenizer_file, init,
-                  device="cpu", progress=False)  # fmt: skip
+            train(recipe(init_layers="even", **keys), tmp_path / "x", init=init)
     monkeypatch.setitem(PRESETS, "wide", {**PRESETS["test"], "layers": 1, "width": 96})
     with pytest.raises(ConfigError, match="init .*width=64.* the recipe's model is .*width=96"):
-        start(recipe(init_layers="even", model="wide"), corpus, tmp_path / "x", tokenizer_file,
-              teacher, device="cpu", progress=False)  # fmt: skip
+        train(recipe(init_layers="even", model="wide"), tmp_path / "x", init=teacher)

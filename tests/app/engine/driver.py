@@ -107,8 +107,10 @@ class Driver:
 
 
 def answer(told: list[Event]) -> tuple[list[Token], str]:
+    """The tokens and the reason of the end, or the code of the failure."""
     tokens = [event for event in told if isinstance(event, Token)]
     end = told[-1]
+    assert len(tokens) == len(told) - 1
     if isinstance(end, Finished):
         return tokens, end.reason
     assert isinstance(end, Failed)

@@ -10,7 +10,6 @@ from app.engine.engine import Engine
 from app.engine.request import (
     Decoder,
     Event,
-    Failed,
     Finished,
     Hypothesis,
     Request,
@@ -18,6 +17,7 @@ from app.engine.request import (
     Token,
 )
 from app.metrics import Metrics
+from tests.app.engine import driver
 from tests.fakes import END, FakeDecoder
 
 
@@ -48,13 +48,7 @@ class Listener:
     @property
     def answer(self) -> tuple[list[Token], str]:
         assert self.ended.wait(10) and self.after_end == 0
-        tokens = [event for event in self.events if isinstance(event, Token)]
-        end = self.events[-1]
-        assert len(tokens) == len(self.events) - 1
-        if isinstance(end, Finished):
-            return tokens, end.reason
-        assert isinstance(end, Failed)
-        return tokens, end.error.code
+        return driver.answer(self.events)
 
 
 class Gate:
