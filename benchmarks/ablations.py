@@ -78,15 +78,15 @@ def run_cell(
         config = config_of(spec, cell, stage, seed, arguments.teacher if teach else [])
         adds = arguments.teacher_files if teach in ("sequences", "both") else []
         began = time.monotonic()
-        share_shards(arguments.out / f"shards-{stage}-{len(adds)}", folder / stage)
         if cell.get("library") == "marian":
             from benchmarks import encoder_decoder
 
-            library = encoder_decoder.run(config, *common, folder / stage, spec["sets"])
+            library = encoder_decoder.run(config, *common, folder / stage, spec["sets"],
+                                          shared=arguments.out / "shards")  # fmt: skip
             return {**library, "seconds": {"finetune": library["seconds"]}}
         checkpoint = start(
             config, common[0], folder / stage, common[1], checkpoint, common[2], adds=adds,
-            progress=sys.stderr.isatty(),
+            progress=sys.stderr.isatty(), shared=arguments.out / "shards",
         )  # fmt: skip
         results.setdefault("seconds", {})[stage] = seconds_of(folder / stage, began)
         if stage == "pretrain":
@@ -95,14 +95,6 @@ def run_cell(
     assert checkpoint is not None
     results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"])
     return results
-
-
-def share_shards(common: Path, folder: Path) -> None:
-    """All cells of a stage read the same data: let the first one tokenise it for all."""
-    common.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "shards").exists():
-        (folder / "shards").symlink_to(common.resolve(), target_is_directory=True)
 
 
 def config_of(

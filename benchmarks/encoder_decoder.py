@@ -28,6 +28,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel
 from training.batches import IGNORED, Batch, Cursor, PairRows, Stream
 from training.config import RunConfig, load_recipe
 from training.corpus import Source, find_sources, weight_of
+from training.dataset import shards_of
 from training.errors import ConfigError
 from training.evaluate import token_bytes, valid_batches
 from training.loop import autocast
@@ -36,7 +37,7 @@ from training.model import GPT, ModelConfig, preset
 from training.optim import build_optimisers, rate_factor
 from training.scores import TestSet, find_sets, score
 from training.shards import Shard
-from training.stages import _tags, shards_of
+from training.stages import tags_of
 from training.tokenizer import SPECIAL, TRANSLATE, load_tokenizer, sha256
 
 PAD = SPECIAL - 1  # the last reserved id: pads, and starts every target, as Marian has it
@@ -221,7 +222,7 @@ def translate(
 def run(
     config: RunConfig, corpus: Path, tokenizer_file: Path, tests: Sequence[Path], out: Path,
     sets: Sequence[str], limit: int = 0, layers: tuple[int, int] = (3, 2), beam: int = 4,
-    device: str = "cpu",
+    device: str = "cpu", shared: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and score; returns what is in `results.json`: `scores` are greedy, `beam` by beam.
 
@@ -235,7 +236,7 @@ def run(
     sources = [s for s in find_sources(corpus, data.languages, data.list)
                if weight_of(s, data.weights) > 0]  # fmt: skip
     digest = sha256(tokenizer_file)
-    made = shards_of(config, sources, tokenizer, digest, out, list(tests))
+    made = shards_of(config, sources, tokenizer, digest, out, list(tests), shared)
     stream, held = streams(config, tokenizer, sources, *made)
     torch.manual_seed(config.seed)
     ours = preset(config.model, tokenizer.get_vocab_size(), dropout=config.dropout)
@@ -264,7 +265,7 @@ def streams(
     valid: list[Shard],
 ) -> tuple[Stream, list[Batch]]:  # fmt: skip
     """What our own runs read of the pairs, and the held-out batches."""
-    data, tags, micro = config.data, _tags(config, tokenizer), config.batch_tokens
+    data, tags, micro = config.data, tags_of(config, tokenizer), config.batch_tokens
     micro = max(1, micro // config.accumulate)
     paired = [i for i, source in enumerate(sources) if len(source.languages) == 2]
     pairs, held = (

@@ -39,7 +39,7 @@ from training.teach import TranslateConfig, texts_to_translate
 Kind = Literal["tokenizer", "pretrain", "finetune", "translate"]
 PIPELINES = RECIPES / "pipelines"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_TAKEN = ("bundle", "defaults", "figures", "report", "scores")
+_TAKEN = ("bundle", "defaults", "figures", "report", "scores", "shards")
 _CHECKPOINTS: tuple[Kind, ...] = ("pretrain", "finetune")
 
 

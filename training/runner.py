@@ -145,6 +145,7 @@ class Runner:
                 self.resolved(config), where.corpus, folder, self.tokenizer_file(stage),
                 self.checkpoint(stage.init) if stage.init else None, list(where.tests),
                 where.device, progress=view.live, adds=[self._added(name) for name in stage.adds],
+                shared=where.out / "shards",
             )  # fmt: skip
 
     def _lines(self, languages: Sequence[str]) -> dict[str, dict[str, list[str]]]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from hashlib import file_digest
-from hashlib import sha256 as hash256
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,7 @@ from training.checkpoint import commit, load_checkpoint, recover_folder
 from training.config import RunConfig, differences
 from training.corpus import (
     NAMES,
-    RULES,
-    Cleaner,
-    LeakCheck,
     Source,
-    files_of,
     find_sources,
     first_match,
     require_directions,
@@ -36,6 +30,7 @@ from training.corpus import (
     weight_of,
 )
 from training.corruption import Vocabulary
+from training.dataset import REPORT, shards_of
 from training.distil import distiller_of
 from training.distributed import Ranks, device_of_rank, joined
 from training.errors import CheckpointError, ConfigError, CorpusError
@@ -53,7 +48,7 @@ from training.loop import Run, autocast
 from training.mixture import Mixture
 from training.model import GPT, preset
 from training.results import write_validation
-from training.shards import FORMAT, Shard, Side, prepare
+from training.shards import Shard, Side
 from training.teachers import thinned
 from training.tokenizer import (
     END,
@@ -75,17 +70,18 @@ INIT = "init"  # in place of a preset: sizes, languages and tasks of the checkpo
 def start(
     config: RunConfig, corpus: Path, folder: Path, tokenizer_file: Path,
     init: Path | None = None, test_folders: list[Path] | None = None, device: str = "auto",
-    progress: bool = True, adds: Sequence[Path] = (),
+    progress: bool = True, adds: Sequence[Path] = (), shared: Path | None = None,
 ) -> Path:  # fmt: skip
     """Run a stage to its end in `folder` (or go on with it); returns the checkpoint's folder.
 
-    The sources of the folders `adds` join those of the corpus.
+    The sources of the folders `adds` join those of the corpus. With `shared`, a folder, runs that
+    read the same have their shards there.
     """
     place = device_of_rank(find_device(device))
     with joined(place) as ranks:
         with ranks.first_alone():  # it makes the files that the others read
             run = _prepared(config, corpus, folder, tokenizer_file, init, test_folders or [],
-                            place, progress, adds, ranks)  # fmt: skip
+                            place, progress, adds, shared, ranks)  # fmt: skip
         checkpoint = run(ranks=ranks).train()
         if ranks.first:
             write_validation(folder)
@@ -95,7 +91,7 @@ def start(
 def _prepared(
     config: RunConfig, corpus: Path, folder: Path, tokenizer_file: Path, init: Path | None,
     test_folders: list[Path], device: torch.device, progress: bool, adds: Sequence[Path],
-    ranks: Ranks,
+    shared: Path | None, ranks: Ranks,
 ) -> Callable[..., Run]:  # fmt: skip
     """The run, with shards and all else that it reads at hand; made by calling what is returned
     with `ranks`, on all ranks at a time, since they share the model."""
@@ -103,7 +99,7 @@ def _prepared(
     _remember(folder, config)
     tokenizer_file = _fitted(config, tokenizer_file, init, folder)
     tokenizer = load_tokenizer(tokenizer_file)
-    tags = _tags(config, tokenizer)
+    tags = tags_of(config, tokenizer)
     model, before = _model(config, tokenizer, init, device)
     data = config.data
     sources = [s for s in find_sources(corpus, data.languages, data.list, adds, data.tasks)
@@ -115,9 +111,9 @@ def _prepared(
                       f"{corpus}")  # fmt: skip
     require_directions(sources, data.directions if paired else ())
     digest = sha256(tokenizer_file)
-    train, valid = shards_of(config, sources, tokenizer, digest, folder, test_folders)
+    train, valid = shards_of(config, sources, tokenizer, digest, folder, test_folders, shared)
     if not any(map(len, train)):
-        raise CorpusError(f"corpus {corpus}: nothing is left of it; {folder / 'corpus.txt'} says "
+        raise CorpusError(f"corpus {corpus}: nothing is left of it; {folder / REPORT} says "
                           "what was dropped")  # fmt: skip
     weights = [weight_of(s, config.data.weights) for s in sources]
     mixture = _mixture(config, tokenizer)
@@ -141,50 +137,7 @@ def _prepared(
     )  # fmt: skip
 
 
-def shards_of(
-    config: RunConfig, sources: list[Source], tokenizer: Tokenizer, digest: str, folder: Path,
-    test_folders: list[Path],
-) -> tuple[list[Shard], list[Shard]]:  # fmt: skip
-    """The run's shards, made once; made anew when data, tokenizer or test sets differ.
-
-    Raises CorpusError when they differ and the run has steps behind it.
-    """
-    described = [
-        RULES, FORMAT, digest, config.data.valid_examples, config.data.languages,
-        config.data.min_score,
-        [_digest(path) for path in files_of(test_folders)],
-        [[s.key, *(_digest(p) for p in s.paths)] for s in sources],
-    ]  # fmt: skip
-    mark = hash256(json.dumps(described).encode()).hexdigest()
-    data = folder / "shards"
-    done = data / "done"
-    before = done.read_text(encoding="utf-8") if done.exists() else ""
-    if before == mark:
-        stems = [data / s.key.replace("/", "_") for s in sources]
-        return tuple(  # type: ignore[return-value]
-            [Shard(s.with_name(f"{s.name}.{part}.bin")) for s in stems]
-            for part in ("train", "valid")
-        )
-    if before and (folder / "last").exists():
-        raise CorpusError(
-            f"{folder}: corpus, test sets or tokenizer are not those the run was started with; "
-            "use another folder for another run"
-        )
-    done.unlink(missing_ok=True)  # from here on the folder is of no use until it is whole
-    cleaner = Cleaner(LeakCheck.of_folders(test_folders), config.data.languages,
-                      config.data.min_score)  # fmt: skip
-    made = prepare(sources, tokenizer, digest, cleaner, data, config.data.valid_examples)
-    (folder / "corpus.txt").write_text(cleaner.report.table() + "\n", encoding="utf-8")
-    done.write_text(mark, encoding="utf-8")
-    return made
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "blake2b").hexdigest()
-
-
-def _tags(config: RunConfig, tokenizer: Tokenizer) -> Tags:
+def tags_of(config: RunConfig, tokenizer: Tokenizer) -> Tags:
     return Tags(
         _id(tokenizer, END), _id(tokenizer, SEPARATOR),
         {code: _id(tokenizer, f"<|src:{code}|>") for code in config.data.languages},
