@@ -3,9 +3,11 @@ PYTHON ?= python3
 PORT ?= 8000
 SERVE := .venv
 DEV := .venv-dev
+PEERS := .venv-peers
 OUT ?= build/demo
+BENCH ?= build/bench
 
-.PHONY: serve test check demo clean
+.PHONY: serve test check demo bench clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -23,6 +25,19 @@ demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in unde
 	$(DEV)/bin/gpt2-mt build demo --threads 1 --corpus $(OUT)/corpus --tests $(OUT)/corpus/tests --out $(OUT)
 	$(DEV)/bin/gpt2-mt translate --bundle $(OUT)/bundle --source en --target de 'The doctor sells some bread today.'
 
+# Ours is served by the environment of `make serve`; the others live in one of their own.
+bench: $(SERVE)/.ready $(PEERS)/.ready  ## serving beside its peers, an idle machine for an hour
+	-$(PEERS)/bin/pip install --quiet llama-cpp-python==0.3.36
+	$(PEERS)/bin/python -m benchmarks.peers --out $(BENCH)
+	for model in bundled 32k; do for precision in int8 fp32; do \
+	  $(PEERS)/bin/python -m benchmarks.engine_profile --operators --out $(BENCH) \
+	    --bundle $(BENCH)/models/$$model/$$precision || exit 1; done; done
+	$(PEERS)/bin/python -m benchmarks.overhead --out $(BENCH) --server-python $(SERVE)/bin/python
+	$(PEERS)/bin/python -m benchmarks.footprint --out $(BENCH) --server-python $(SERVE)/bin/python
+	for kind in translate generate; do $(PEERS)/bin/python -m benchmarks.load --kind $$kind \
+	  --out $(BENCH) --server-python $(SERVE)/bin/python || exit 1; done
+	tail -n +1 $(BENCH)/*.md
+
 # A virtual environment from the first prerequisite, its pinned requirements.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: give make PYTHON=python3.12, say")'
@@ -38,5 +53,8 @@ $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
 	$(install)
 
+$(PEERS)/.ready: benchmarks/requirements-peers.txt docker/requirements-dev.txt pyproject.toml
+	$(install)
+
 clean:
-	rm -rf $(SERVE) $(DEV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(SERVE) $(DEV) $(PEERS) build .mypy_cache .ruff_cache .pytest_cache

@@ -26,15 +26,18 @@ import onnxruntime as ort
 
 from app.bundle import Bundle
 from app.engine.engine import Engine
-from app.engine.request import Event, Request, Token
+from app.engine.request import Event, Request, Sampling, Token
 from app.engine.sampling import choose
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
+from app.tasks.translate import SAMPLING
 from benchmarks.command import parser
 from benchmarks.roofline import Machine, Work, measure
 from benchmarks.tables import markdown
 from benchmarks.texts import BATCHES, prompts
 
+GREEDY = Sampling()
+SAMPLINGS = {"greedy": GREEDY, "translate": SAMPLING}
 TOKENS = 128  # of each row; short rows first, so lengths are those of sentences and paragraphs
 
 
@@ -98,7 +101,9 @@ def _sampling(clock: Clock) -> Iterator[None]:
         yield
 
 
-def decode(decoder: OnnxDecoder, rows: list[list[int]], clock: Clock) -> None:
+def decode(
+    decoder: OnnxDecoder, rows: list[list[int]], clock: Clock, sampling: Sampling = GREEDY
+) -> None:
     """One batch through the engine, a fixed length."""
     engine, done, left = Engine(decoder, Metrics()), threading.Event(), len(rows)
 
@@ -111,20 +116,20 @@ def decode(decoder: OnnxDecoder, rows: list[list[int]], clock: Clock) -> None:
 
     with _sampling(clock):
         engine.start()
-        engine.submit([Request(tuple(row), TOKENS, hear, frozenset()) for row in rows])
+        engine.submit([Request(tuple(r), TOKENS, hear, frozenset(), sampling) for r in rows])
         done.wait()
         engine.stop()
 
 
-def profile(bundle: Bundle, batch: int, rounds: int) -> dict[str, float]:
+def profile(bundle: Bundle, batch: int, rounds: int, sampling: Sampling) -> dict[str, float]:
     """Medians, in seconds, of a step and its parts."""
     decoder, clock = _Decoder(bundle, slots=max(BATCHES)), Clock()
     inner = decoder.watch(Clock())
     rows = prompts(bundle, batch, seed=0)
-    decode(decoder, rows, Clock())
+    decode(decoder, rows, Clock(), sampling)
     decoder._session = _Timed(inner, clock)  # type: ignore[assignment]
     for _ in range(rounds):
-        decode(decoder, rows, clock)
+        decode(decoder, rows, clock, sampling)
     whole, run, chosen = (statistics.median(part) for part in zip(*clock.steps(batch), strict=True))
     length = statistics.fmean(map(len, rows)) + TOKENS / 2
     return {"batch": batch, "step": whole, "run": run, "sampling": chosen,
@@ -199,19 +204,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser("engine_profile", __doc__)
     add = commands.add_argument
     add("--rounds", type=int, default=5, help="batches of each size (default %(default)s)")
+    add("--sampling", choices=SAMPLINGS, default="greedy",
+        help="as of which task: plain, or the rules that translations follow")  # fmt: skip
     add("--operators", action="store_true", help="time by operator as well")
     arguments = commands.parse_args(argv)
     bundle = Bundle.open(arguments.bundle)
     work, precision = Work.of(bundle), bundle.manifest.model.precision
     machine = measure(work.weight_bytes)
-    found = [profile(bundle, batch, arguments.rounds) for batch in BATCHES]
-    text = f"{bundle.manifest.name}, {precision}\n\n{table(found, work, machine, precision)}"
+    found = [profile(bundle, batch, arguments.rounds, SAMPLINGS[arguments.sampling])
+             for batch in BATCHES]  # fmt: skip
+    name = f"{bundle.manifest.name}-{precision}-{arguments.sampling}"
+    text = f"{name}\n\n{table(found, work, machine, precision)}"
     if arguments.operators:
         text += "".join(f"\nbatch {batch}\n\n" + operator_table(operators(bundle, batch))
                         for batch in BATCHES)  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"engine-{bundle.manifest.name}-{precision}"
-    (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
+    (arguments.out / f"engine-{name}.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     return 0
 

@@ -159,7 +159,7 @@ def genai(folder: Path) -> Generate:
         longest = max(map(len, prompts))
         padded = np.full((len(prompts), longest), pad, np.int32)
         for row, prompt in enumerate(prompts):
-            padded[row, longest - len(prompt) :] = prompt
+            padded[row, : len(prompt)] = prompt  # it moves them to the right itself
         params = library.GeneratorParams(model)
         params.set_search_options(
             max_length=longest + tokens, batch_size=len(prompts), do_sample=False
@@ -168,7 +168,7 @@ def genai(folder: Path) -> Generate:
         generator.append_tokens(padded)
         for _ in range(tokens):
             generator.generate_next_token()
-        return [generator.get_sequence(i)[longest:].tolist() for i in range(len(prompts))]
+        return [generator.get_sequence(i)[-tokens:].tolist() for i in range(len(prompts))]
 
     return generate
 
