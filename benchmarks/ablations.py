@@ -34,6 +34,7 @@ def main() -> int:
     run.add_argument("--cells", help="names, separated by commas; default: all")
     run.add_argument("--teacher", action="append", default=[], metavar="GLOB=CHECKPOINT")
     run.add_argument("--teacher-files", type=Path, action="append", default=[])
+    run.add_argument("--limit", type=int, default=0, help="sentences of each test set (0: all)")
     run.add_argument("--threads", type=int, default=2)
     run.add_argument("--seeds", help="separated by commas; default: those of the spec")
     run.set_defaults(run=run_cells)
@@ -81,8 +82,10 @@ def run_cell(
         if cell.get("library") == "marian":
             from benchmarks import encoder_decoder
 
-            library = encoder_decoder.run(config, *common, folder / stage, spec["sets"],
-                                          shared=arguments.out / "shards")  # fmt: skip
+            library = encoder_decoder.run(
+                config, *common, folder / stage, spec["sets"], arguments.limit,
+                shared=arguments.out / "shards",
+            )  # fmt: skip
             return {**library, "seconds": {"finetune": library["seconds"]}}
         checkpoint = start(
             config, common[0], folder / stage, common[1], checkpoint, common[2], adds=adds,
@@ -93,7 +96,7 @@ def run_cell(
             results["text"] = bits_per_byte(checkpoint, arguments.tests, spec["text_set"])
             results["auxiliary"] = last_validation(folder / stage)
     assert checkpoint is not None
-    results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"])
+    results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"], arguments.limit)
     return results
 
 
@@ -144,7 +147,7 @@ def bits_per_byte(checkpoint: Path, tests: Path, name: str) -> dict[str, float]:
     return found
 
 
-def scores_of(checkpoint: Path, tests: Path, sets: list[str]) -> list[Results]:
+def scores_of(checkpoint: Path, tests: Path, sets: list[str], limit: int) -> list[Results]:
     from training.evaluate import checkpoint_translator
     from training.scores import find_sets, score
 
@@ -152,7 +155,7 @@ def scores_of(checkpoint: Path, tests: Path, sets: list[str]) -> list[Results]:
     meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
     learnt = [tuple(pair) for pair in meta["pairs"]]
     rows = []
-    for test in find_sets(tests, meta["languages"], sets):
+    for test in find_sets(tests, meta["languages"], sets, limit):
         if (test.source, test.target) in learnt:
             outputs = translate(test.sources, test.source, test.target)
             rows.append(score(test, outputs).as_dict())
@@ -172,6 +175,8 @@ def print_tables(arguments: argparse.Namespace) -> None:
             sys.stdout.write(f"### {title.capitalize()}\n\n{table(cells)}\n\n")
             if arguments.figures:
                 draw(arguments.figures / f"ablation-{title}.png", cells)
+    if judged := {name: runs for name, runs in done.items() if accuracies(runs[0])}:
+        sys.stdout.write(f"### Accuracy on held-out text\n\n{accuracy_table(judged)}\n\n")
     rows = [row for runs in done.values() for row in runs[0]["scores"]]
     signatures = {row[f"{metric}_signature"] for row in rows for metric in ("bleu", "chrf")}
     sys.stdout.write("".join(f"- `{s}`\n" for s in sorted(signatures)))
@@ -190,6 +195,32 @@ def table(cells: dict[str, list[Results]]) -> str:
                  for direction in directions for metric in ("bleu", "chrf")]  # fmt: skip
         means = [statistics.fmean(row["bleu"] for row in r["scores"]) for r in runs]
         lines.append([*line, spread(means)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def accuracies(results: Results) -> dict[str, list[tuple[float, float]]]:
+    """By objective and language (its accuracy, what the commoner answer alone would get)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    figures = results.get("auxiliary", {})
+    for key, value in figures.items():
+        stem, _, kind = key.rpartition("_")
+        if kind == "accuracy":
+            found.setdefault(stem.split("/")[-1], []).append((value, figures[f"{stem}_base"]))
+    return found
+
+
+def accuracy_table(cells: dict[str, list[Results]]) -> str:
+    names = list(dict.fromkeys(name for runs in cells.values() for name in accuracies(runs[0])))
+    heads = ["cell", *(f"{name.replace('_', ' ')}: {of}" for name in names
+                       for of in ("accuracy", "commoner answer"))]  # fmt: skip
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    for cell, runs in cells.items():
+        line = [cell]
+        for name in names:
+            of = [accuracies(r).get(name, []) for r in runs]
+            line += [spread([100 * statistics.fmean(pair[i] for pair in pairs) for pairs in of])
+                     + " %" if all(of) else "" for i in (0, 1)]  # fmt: skip
+        lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
