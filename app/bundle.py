@@ -25,7 +25,8 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = "gpt2-mt-bundle"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 2: int4, golden
+READABLE: Final = (1, FORMAT_VERSION)
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
 }
@@ -63,7 +64,7 @@ class ModelSpec(_Part):
     vocabulary: Count
     context: Count
     parameters: Count
-    precision: Literal["fp32", "int8", "fp16"]
+    precision: Literal["fp32", "int8", "int4", "fp16"]
     mask: Literal["causal"]
 
 
@@ -129,9 +130,19 @@ class Provenance(_Part):
     stage: str = ""
 
 
+class Golden(_Part):
+    """A prompt, its greedy answer, and the log-probability (natural) of each id of it, to be found
+    again within `tolerance` wherever the bundle is opened; see `app.engine.golden`."""
+
+    prompt: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    log_probabilities: tuple[float, ...]
+    tolerance: Annotated[float, Field(gt=0)]
+
+
 class Manifest(_Part):
     format: Literal["gpt2-mt-bundle"]
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]
     created: str
     files: dict[str, FileEntry]
@@ -145,6 +156,7 @@ class Manifest(_Part):
     scores: tuple[ScoreEntry, ...] = ()
     provenance: Provenance = Provenance()
     verification: dict[str, float | int | str | None] = {}
+    golden: Golden | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +198,11 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{str(path)!r} cannot be read: {error}", param=MANIFEST) from None
     if not isinstance(data, dict):
         raise BundleError(f"{str(path)!r} is not a JSON object", param=MANIFEST)
-    for key, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
-        if data.get(key) != expected or isinstance(data.get(key), bool):
+    for key, readable in (("format", (FORMAT,)), ("format_version", READABLE)):
+        if data.get(key) not in readable or isinstance(data.get(key), bool):
+            wanted = " and ".join(repr(value) for value in readable)
             raise BundleError(
-                f"{MANIFEST}: {key} is {data.get(key)!r}, this version reads {expected!r}",
-                param=key,
+                f"{MANIFEST}: {key} is {data.get(key)!r}, this version reads {wanted}", param=key
             )
     try:
         return Manifest.model_validate(data)
@@ -284,6 +296,7 @@ def _check_tokens(manifest: Manifest) -> None:
         if token in seen:
             raise _fail(f"tokens.{name}", f"id {token} is also tokens.{seen[token]}")
         seen[token] = name
+    _check_golden(manifest)
     for code in manifest.languages:
         if code not in tokens.languages:
             raise _fail(f"tokens.languages.{code}", "missing, but languages names it")
@@ -293,6 +306,21 @@ def _check_tokens(manifest: Manifest) -> None:
                 raise _fail("pairs", f"{source}-{target}: unknown language {code!r}")
     if manifest.pairs and "translate" not in manifest.templates:
         raise _fail("templates.translate", "missing, but pairs are served")
+
+
+def _check_golden(manifest: Manifest) -> None:
+    golden, model = manifest.golden, manifest.model
+    if golden is None:
+        return
+    if len(golden.log_probabilities) != len(golden.ids):
+        raise _fail(
+            "golden.log_probabilities",
+            f"{len(golden.log_probabilities)} of them for {len(golden.ids)} ids",
+        )
+    if len(golden.prompt) + len(golden.ids) > manifest.limits.context:
+        raise _fail("golden", f"longer than limits.context, {manifest.limits.context}")
+    if (largest := max(*golden.prompt, *golden.ids)) >= model.vocabulary:
+        raise _fail("golden", f"id {largest} is outside the vocabulary of {model.vocabulary}")
 
 
 def _check_tokenizer(path: Path, manifest: Manifest) -> None:

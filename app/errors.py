@@ -31,6 +31,12 @@ class BundleError(AppError):
     title = "The model bundle cannot be used"
 
 
+class GoldenMismatch(BundleError):
+    """The model does not compute here what it computed where it was exported."""
+
+    code = "golden_mismatch"
+
+
 class BadJson(AppError):
     status = 400
     code = "bad_json"

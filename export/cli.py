@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from app.bundle import ScoreEntry
     from training.scores import Scores
 
+_PRECISIONS = ("fp32", "int8", "int4", "fp16")
+_PRECISION_HELP = "int8, int4 (smallest) and fp32 are for CPUs, fp16 is for GPUs"
 _EXPORT_EXAMPLE = """examples:
   gpt2-mt export runs/base/checkpoint bundles/base
   gpt2-mt export runs/base/checkpoint bundles/base --testset testsets --scores results.json
@@ -48,14 +50,18 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("source", metavar="CHECKPOINT", help="checkpoint directory (with --restore: bundle)")
     add("target", metavar="BUNDLE", help="directory to write (with --restore: checkpoint)")
     add("--restore", action="store_true", help="bundle -> checkpoint, dequantised")
-    add("--precision", choices=("fp32", "int8", "fp16"), default="int8",
-        help="int8 and fp32 are for CPUs, fp16 is for GPUs (default: %(default)s)")  # fmt: skip
+    add("--precision", choices=_PRECISIONS, default="int8",
+        help=f"{_PRECISION_HELP} (default: %(default)s)")  # fmt: skip
+    add("--activations", choices=("static", "token"), default="static",
+        help="int8's inputs: one scale for all, calibrated on --text, where that is good "
+        "enough; or each token with its own (default: %(default)s)")  # fmt: skip
     add("--name", help="name of the bundle (default: that of its directory)")
     add("--testset", metavar="DIR", type=Path,
-        help="folder of test sets on which int8 may lose 0.3 BLEU at most; "
+        help="folder of test sets on which int8 may lose 0.3 BLEU at most, int4 1.0; "
         "without one, bits per byte are compared")  # fmt: skip
     add("--text", metavar="FILE", type=Path,
-        help="lines of text to compare on (default: a few built-in sentences)")  # fmt: skip
+        help="lines of text to calibrate and compare on "
+        "(default: a few built-in sentences)")  # fmt: skip
     add("--scores", metavar="FILE", type=Path,
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
@@ -72,8 +78,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=raw,
     )
     add_pipeline_arguments(build)
-    build.add_argument("--precision", choices=("fp32", "int8", "fp16"), default="int8",
-                       help="int8 and fp32 are for CPUs, fp16 is for GPUs (default: %(default)s)")
+    build.add_argument("--precision", choices=_PRECISIONS, default="int8",
+                       help=f"{_PRECISION_HELP} (default: %(default)s)")
     build.set_defaults(run=run_build)
 
     evaluate = commands.add_parser(
@@ -112,6 +118,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.source,
         args.target,
         precision=args.precision,
+        activations=args.activations,
         name=args.name,
         scores=read_scores(args.scores) if args.scores else (),
         force=args.force,

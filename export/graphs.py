@@ -3,7 +3,7 @@
 One graph serves prefill and decode: packed-QKV `GroupQueryAttention` writes keys and values into
 the caller's cache, hidden states are kept as (rows, width) with rows = batch * time, and each row's
 last position is gathered before the last MLP and the LM head.
-In: tensors and a `Weights` (how matrices are stored and multiplied: float here, int8 in
+In: tensors and a `Weights` (how matrices are stored and multiplied: float here, integers in
 quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.GraphSpec` describes.
 """
 
@@ -67,8 +67,8 @@ class Weights(Protocol):
     def embed(self, graph: Graph, ids: str) -> str:
         """Rows of the token embedding, (rows, width)."""
 
-    def linear(self, graph: Graph, x: str, name: str, *, bias: bool) -> str:
-        """x @ weight, plus the bias where no fused node behind adds it."""
+    def linear(self, graph: Graph, x: str, name: str) -> str:
+        """x @ weight + bias."""
 
     def head(self, graph: Graph, x: str) -> str:
         """x @ embedding transposed: logits, (rows, vocabulary), in the graph's type."""
@@ -84,10 +84,8 @@ class FloatWeights:
         table = graph.weight("wte.weight", self.tensors["wte.weight"])
         return graph.add("Gather", table, ids, name="token_embedding")
 
-    def linear(self, graph: Graph, x: str, name: str, *, bias: bool) -> str:
+    def linear(self, graph: Graph, x: str, name: str) -> str:
         weight = graph.weight(f"{name}.weight", self.tensors[f"{name}.weight"])
-        if not bias:
-            return graph.add("MatMul", x, weight, name=name)
         offset = graph.weight(f"{name}.bias", self.tensors[f"{name}.bias"])
         return graph.add("Gemm", x, weight, offset, name=name)
 
@@ -129,7 +127,7 @@ class _Decoder:
     def attention(self, layer: int, normed: str) -> str:
         """(rows, width) -> (rows, width); keys and values of this run enter the cache."""
         d, names, prefix = self.d, self.names, f"h.{layer}.attn"
-        packed = self.weights.linear(self.graph, normed, f"{prefix}.c_attn", bias=True)
+        packed = self.weights.linear(self.graph, normed, f"{prefix}.c_attn")
         packed = self.graph.add("Reshape", packed, "packed_shape", name=f"{prefix}.packed")
         past_key = names.past_key.format(layer=layer)
         past_value = names.past_value.format(layer=layer)
@@ -170,15 +168,12 @@ class _Decoder:
             mixed = self.attention(layer, normed)
             if layer == d.layers - 1:  # from here on only the last position of a row matters
                 mixed, skip = self.last(mixed), self.last(skip)
-            x = weights.linear(graph, mixed, f"{prefix}.attn.c_proj", bias=True)
+            x = weights.linear(graph, mixed, f"{prefix}.attn.c_proj")
             normed, skip = self.norm(f"{prefix}.ln_2", x, skip)
-            inner = weights.linear(graph, normed, f"{prefix}.mlp.c_fc", bias=False)
-            offset = f"{prefix}.mlp.c_fc.bias"
-            graph.weight(offset, self.tensors[offset])
-            inner = graph.add(
-                "FastGelu", inner, offset, name=f"{prefix}.mlp.gelu", domain=MICROSOFT
-            )
-            x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj", bias=True)
+            inner = weights.linear(graph, normed, f"{prefix}.mlp.c_fc")
+            # Adding the bias here would take as long again as the activation itself.
+            inner = graph.add("FastGelu", inner, name=f"{prefix}.mlp.gelu", domain=MICROSOFT)
+            x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj")
         normed, _ = self.norm("ln_f", x, skip)
         return weights.head(graph, normed)
 

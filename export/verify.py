@@ -1,15 +1,14 @@
 """Whether a bundle answers as its checkpoint does: what `export` checks before it writes.
 
 The fused fp32 graph is compared with torch and with optimum's graph (logits, greedy ids), every
-bundle with itself (alone or in a batch, cache or no cache), and int8 or fp16 with fp32 (BLEU on a
-folder of test sets, else bits per byte). In: a checkpoint and an opened bundle. Out: the facts
-measured, for the manifest; `VerificationFailed` names the first that is out of bounds.
+bundle with itself (alone or in a batch, cache or no cache), and other precisions with fp32 (BLEU on
+a folder of test sets, else bits per byte). In: a checkpoint, the bundle and the fp32 one. Out: the
+facts measured, for the manifest; `VerificationFailed` names the first that is out of bounds.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,11 +29,11 @@ Logits = NDArray[np.float32]
 PROMPTS, STEPS, ROWS = 64, 24, 16
 RELATIVE: Final = 1e-4  # of the largest logit: fp32 graph against torch and optimum
 NEAR_TIE: Final = 1e-3  # a top-2 gap below which either of two tokens may be called the best
-CACHE_RELATIVE: Final = {"fp32": 1e-4, "int8": 0.1, "fp16": 0.02}
+CACHE_RELATIVE: Final = {"fp32": 1e-4, "int8": 0.1, "int4": 0.1, "fp16": 0.02}
 DRIFT: Final = 0.2  # root mean square of the logits' error over that of the logits, both centred
-BLEU_LOSS: Final = 0.3
+BLEU_LOSS: Final = {"int8": 0.3, "int4": 1.0, "fp16": 0.3}
 MIN_SENTENCES, SENTENCES = 1000, 1200  # needed, and taken where there are as many
-BITS_LOSS: Final = 0.01
+BITS_LOSS: Final = {"int8": 0.01, "int4": 0.03, "fp16": 0.01}
 
 SAMPLE: Final = (
     "Everyone has the right to freedom of thought, conscience and religion.",
@@ -55,40 +54,36 @@ SAMPLE: Final = (
 def verify_bundle(
     source: Checkpoint,
     bundle: Bundle,
+    reference: Bundle,
     *,
     testset: str | Path | None = None,
     texts: Sequence[str] = (),
 ) -> Facts:
-    """Measure everything; raises `VerificationFailed` at the first figure out of bounds."""
-    texts = [text for text in texts if text.strip()] or SAMPLE
+    """Measure everything; raises `VerificationFailed` at the first figure out of bounds.
+
+    `reference` is the fp32 bundle of the same checkpoint: `bundle` itself if it is one.
+    """
     prompts = sample_prompts(bundle, texts)
     facts: Facts = {}
-    with _reference(source, bundle) as folder:
-        reference = bundle if bundle.manifest.model.precision == "fp32" else Bundle.open(folder)
-        facts |= check_oracles(source, reference, prompts)
-        facts |= check_company(bundle, prompts)
-        if reference is not bundle:
-            facts |= check_drift(bundle, reference, prompts)
-            if testset is not None and bundle.manifest.pairs:
-                facts |= check_bleu(bundle, reference, Path(testset))
-            else:
-                facts |= check_bits(bundle, reference, texts)
+    facts |= check_oracles(source, reference, prompts)
+    facts |= check_company(bundle, prompts)
+    if reference is not bundle:
+        facts |= check_drift(bundle, reference, prompts)
+        if testset is not None and bundle.manifest.pairs:
+            facts |= check_bleu(bundle, reference, Path(testset))
+        else:
+            facts |= check_bits(bundle, reference, samples(texts))
     return facts
 
 
-def _reference(source: Checkpoint, bundle: Bundle) -> tempfile.TemporaryDirectory[str]:
-    """A temporary directory with the fp32 bundle, where the bundle itself is none."""
-    folder = tempfile.TemporaryDirectory()
-    if bundle.manifest.model.precision != "fp32":
-        from export.bundle import export_bundle
-
-        export_bundle(source.path, folder.name, precision="fp32", name="reference", verify=False)
-    return folder
+def samples(texts: Sequence[str]) -> Sequence[str]:
+    """The texts that are not blank, or the built-in ones."""
+    return [text for text in texts if text.strip()] or SAMPLE
 
 
 def sample_prompts(bundle: Bundle, texts: Sequence[str], count: int = PROMPTS) -> list[list[int]]:
-    """Prompts of all tasks and many lengths, made of the texts."""
-    manifest, tokenizer = bundle.manifest, TextTokenizer.of(bundle)
+    """Prompts of all tasks and many lengths, made of the texts (or of built-in ones)."""
+    manifest, tokenizer, texts = bundle.manifest, TextTokenizer.of(bundle), samples(texts)
     room = max(1, min(96, manifest.limits.context - STEPS - 9))
     prompts: list[list[int]] = []
     for i in range(count):
@@ -194,8 +189,7 @@ def check_company(bundle: Bundle, prompts: Sequence[list[int]]) -> Facts:
         whole = single.prefill(0, [[*trace.prompt, *trace.ids[:-1]]])
         worst = max(worst, _relative(trace.logits[-1:], whole))
     _demand("steps whose logits change in a batch", different, 0)
-    precision = bundle.manifest.model.precision
-    _demand("relative error, cache against none", worst, CACHE_RELATIVE[precision])
+    _demand("relative error, cache against none", worst, _limit(CACHE_RELATIVE, bundle))
     return {
         "batch_rows": len(together),
         "batch_steps_changed": different,
@@ -223,7 +217,7 @@ def bits_per_byte(bundle: Bundle, texts: Sequence[str]) -> float:
 def check_bits(bundle: Bundle, reference: Bundle, texts: Sequence[str]) -> Facts:
     ours, theirs = bits_per_byte(bundle, texts), bits_per_byte(reference, texts)
     loss = ours / theirs - 1
-    _demand(f"loss of bits per byte against fp32 ({theirs:.4f})", loss, BITS_LOSS)
+    _demand(f"loss of bits per byte against fp32 ({theirs:.4f})", loss, _limit(BITS_LOSS, bundle))
     return {
         "bits_per_byte": round(ours, 5),
         "fp32_bits_per_byte": round(theirs, 5),
@@ -248,7 +242,7 @@ def check_bleu(bundle: Bundle, reference: Bundle, folder: Path) -> Facts:
             rows = evaluate(translate, tests)
         means.append(float(np.mean([row.bleu for row in rows])))
     loss = means[1] - means[0]
-    _demand(f"loss of BLEU against fp32 ({means[1]:.2f})", loss, BLEU_LOSS)
+    _demand(f"loss of BLEU against fp32 ({means[1]:.2f})", loss, _limit(BLEU_LOSS, bundle))
     return {
         "bleu_sentences": total,
         "bleu": round(means[0], 2),
@@ -263,6 +257,10 @@ def _total(sizes: Sequence[int], limit: int) -> int:
 
 def _relative(ours: Logits, expected: Logits) -> float:
     return float(np.abs(ours - expected).max() / np.abs(expected).max())
+
+
+def _limit(limits: Mapping[str, float], bundle: Bundle) -> float:
+    return limits[bundle.manifest.model.precision]
 
 
 def _demand(check: str, value: float, limit: float) -> None:

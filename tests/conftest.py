@@ -167,3 +167,12 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Pat
     target = tmp_path_factory.mktemp("bundles") / "tiny-int8"
     export_bundle(random_checkpoint, target, precision="int8", verify=False)
     return Bundle.open(target)
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Bundle:
+    from export.bundle import export_bundle
+
+    target = tmp_path_factory.mktemp("bundles") / "tiny-int4"
+    export_bundle(random_checkpoint, target, precision="int4", verify=False)
+    return Bundle.open(target)

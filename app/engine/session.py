@@ -9,6 +9,7 @@ kernel read outside the cache.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.bundle import MANIFEST, Bundle
+from app.engine.golden import check_golden
 from app.engine.memory import COLUMNS, CacheSize
 from app.errors import BundleError, InvalidField
+
+log = logging.getLogger("app.engine")
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -176,6 +180,18 @@ class OnnxDecoder:
         self._caches = _Caches(bundle, slots + spare, self.capacity, device)
         self._steps: dict[int, _Step] = {}
         self._warm_up()
+        self.alike = self._check(bundle)
+
+    def _check(self, bundle: Bundle) -> bool | None:
+        """The bundle's golden answer; whether a row in company has the same bits, where told."""
+        manifest = bundle.manifest
+        alike = check_golden(self, manifest.golden) if manifest.golden is not None else None
+        if alike is False and manifest.model.precision != "fp16":  # which promises nothing
+            log.warning(
+                "%s: on this processor answers may differ in the last bits with the batch",
+                manifest.name,
+            )
+        return alike
 
     def _warm_up(self) -> None:
         """A prefill and a decode at the last position: what does not fit fails here, not later."""

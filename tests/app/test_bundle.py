@@ -67,6 +67,19 @@ def edit(folder: Path, change: Edit) -> None:
     path.write_text(json.dumps(data))
 
 
+def golden(**changes: Any) -> dict[str, Any]:
+    right = {"prompt": [0, 5], "ids": [7], "log_probabilities": [-0.5], "tolerance": 0.01}
+    return {**right, **changes}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_opens_bundles_of_both_formats(folder: Path, version: int) -> None:
+    edit(folder, lambda m: m.update(format_version=version))
+    assert Bundle.open(folder).manifest.golden is None
+    edit(folder, lambda m: m.update(golden=golden()))
+    assert Bundle.open(folder).manifest.golden.ids == (7,)  # type: ignore[union-attr]
+
+
 def test_opens(folder: Path) -> None:
     bundle = Bundle.open(str(folder))
     assert bundle.manifest.pairs == (("en", "de"),)
@@ -78,9 +91,14 @@ def test_opens(folder: Path) -> None:
     ("change", "param"),
     [
         (lambda m: m.update(format="other"), "format"),
-        (lambda m: m.update(format_version=2, added=1), "format_version"),
+        (lambda m: m.update(format_version=3, added=1), "format_version"),
         (lambda m: m.update(format_version=True), "format_version"),
         (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m.update(golden=golden(ids=[])), "golden.ids"),
+        (lambda m: m.update(golden=golden(ids=[1, 2])), "golden.log_probabilities"),
+        (lambda m: m.update(golden=golden(prompt=[0] * 128)), "golden"),
+        (lambda m: m.update(golden=golden(prompt=[10**6])), "golden"),
+        (lambda m: m.update(golden=golden(tolerance=0)), "golden.tolerance"),
         (lambda m: m["model"].update(surprise=1), "model.surprise"),
         (lambda m: m.pop("limits"), "limits"),
         (lambda m: m.update(name="../x"), "name"),

@@ -11,9 +11,12 @@ import pytest
 
 from app.bundle import Bundle
 from app.engine.session import OnnxDecoder
-from export.bundle import build_model, export_bundle
+from export.bundle import Activations, Precision, build_model, export_bundle
 from export.checkpoint import load_checkpoint
+from export.quantize import Activation
 from export.verify import TorchOracle
+
+PARTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,31 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("int8", 0.05), ("fp16", 5e-3)])
+@pytest.mark.parametrize(
+    ("precision", "activations", "limit"),
+    [
+        ("fp32", "token", 1e-5),
+        ("int8", "token", 0.05),
+        ("int8", "static", 0.1),
+        ("int4", "token", 0.3),
+        ("fp16", "token", 5e-3),
+    ],
+)
 def test_logits_are_those_of_transformers(
-    random_checkpoint: Path, tmp_path: Path, oracle: TorchOracle, precision: str, limit: float
+    random_checkpoint: Path,
+    tmp_path: Path,
+    oracle: TorchOracle,
+    precision: Precision,
+    activations: Activations,
+    limit: float,
 ) -> None:
-    bundle = export_bundle(random_checkpoint, tmp_path / "b", precision=precision, verify=False)
+    bundle = export_bundle(
+        random_checkpoint,
+        tmp_path / "b",
+        precision=precision,
+        activations=activations,
+        verify=False,
+    )
     decoder = OnnxDecoder(bundle, slots=2, threads=1)
     ids = np.random.default_rng(3).integers(0, decoder.vocabulary, 60).tolist()
     assert relative(decoder.prefill(1, [ids[:40]])[0], oracle(ids[:40])[-1]) < limit
@@ -52,25 +75,41 @@ def test_every_position_of_the_context_can_be_used(
     assert relative(last, expected) < 1e-5
 
 
-def test_weights_are_stored_once(fp32_bundle: Bundle, int8_bundle: Bundle) -> None:
+def test_weights_are_stored_once(
+    fp32_bundle: Bundle, int8_bundle: Bundle, int4_bundle: Bundle
+) -> None:
     model = fp32_bundle.manifest.model
     fp32 = fp32_bundle.manifest.files["model.onnx"].bytes
     int8 = int8_bundle.manifest.files["model.onnx"].bytes
     assert fp32 < 4 * model.parameters + 20_000
     positions = model.context * model.width
     assert int8 < model.parameters + 4 * positions + 50_000
+    int4 = int4_bundle.manifest.files["model.onnx"].bytes
+    matrices = 12 * model.layers * model.width**2  # 5 bits each with their scales
+    assert int4 < model.parameters - matrices * 3 / 8 + 4 * positions + 50_000
 
 
 def test_few_nodes(random_checkpoint: Path) -> None:
     """Small operators cost as much as matrices at batch 1: none may creep in unnoticed."""
     checkpoint = load_checkpoint(random_checkpoint)
-    fp32 = Counter(node.op_type for node in build_model(checkpoint, "fp32").graph.node)
-    int8 = Counter(node.op_type for node in build_model(checkpoint, "int8").graph.node)
     layers = checkpoint.dimensions.layers
+    products = [f"h.{i}.{part}" for i in range(layers) for part in PARTS]
+    scales = {name: Activation(0.02, 128) for name in products}
+
+    def count(precision: Precision, *scales: dict[str, Activation]) -> Counter[str]:
+        nodes = build_model(checkpoint, precision, *scales).graph.node
+        return Counter(node.op_type for node in nodes)
+
+    fp32, static, token, int4 = (
+        count("fp32"), count("int8", scales), count("int8"), count("int4")
+    )  # fmt: skip
     assert fp32.total() <= 11 + 12 * layers
-    assert int8["MatMulIntegerToFloat"] == 4 * layers + 1
-    biases = 3 * layers  # the fused GELU adds the fourth
-    assert int8.total() - fp32.total() <= 5 * int8["MatMulIntegerToFloat"] + biases + 5
+    assert static["MatMulIntegerToFloat"] == token["MatMulIntegerToFloat"] == 4 * layers + 1
+    head = 11  # and the embedding: two of them vanish at loading
+    assert static.total() <= fp32.total() + len(products) + head
+    assert token.total() <= fp32.total() + 7 * len(products) + head
+    assert int4["MatMulNBits"] == int4["Gemm"] + len(products)
+    assert int4.total() - int4["Cast"] <= fp32.total() + head
 
 
 def test_fp16_graph_is_half_precision_throughout(random_checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Per-token int8: weights round to the nearest step, and silence stays silence."""
+"""Quantised products: the slow ones' values, the same bits in any company, no zero divided by."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import pytest
 from onnx import helper
 
 from app.bundle import Bundle
+from app.engine.session import create_session
 from export.bundle import build_model
 from export.checkpoint import load_checkpoint
 from export.graphs import MICROSOFT, OPSET, Graph
-from export.quantize import Int8Weights, dequantise, quantise_columns
+from export.quantize import (
+    BLOCK,
+    Activation,
+    Int4Weights,
+    Int8Weights,
+    dequantise,
+    quantise_blocks,
+    quantise_columns,
+)
 
 
 def test_columns_round_to_the_nearest_step() -> None:
@@ -27,63 +36,129 @@ def test_columns_round_to_the_nearest_step() -> None:
     assert (np.abs(values).max(axis=0)[np.arange(32) != 5] == 127).all()
 
 
-@pytest.fixture(scope="module")
-def linear() -> tuple[ort.InferenceSession, np.ndarray]:
+def test_blocks_round_to_the_nearest_of_sixteen_steps() -> None:
+    weight = np.random.default_rng(0).normal(0, 1, (40, 6)).astype(np.float32)
+    weight[:, 2] = 0.0
+    weight[:16, 3] *= 1e-3  # of a scale of its own
+    values, scale = quantise_blocks(weight)
+    assert values.shape == (6, 3, BLOCK) and scale.shape == (6, 3) and scale.dtype == np.float16
+    assert values.min() >= -8 and values.max() <= 7
+    back = (values * scale[:, :, None].astype(np.float32)).reshape(6, -1)
+    assert not back[:, 40:].any() and not back[2].any()
+    peak = np.abs(weight.T).max(axis=1)
+    assert (np.abs(back[:, :40] - weight.T).max(axis=1) <= 0.13 * peak + 1e-7).all()
+    assert np.abs(back[3, :16] - weight[:16, 3]).max() <= 0.13 * np.abs(weight[:16, 3]).max()
+
+
+K, N = 64, 48
+WEIGHT = np.random.default_rng(1).normal(0, 1, (K, N)).astype(np.float32)
+BIAS = np.random.default_rng(5).normal(0, 1, N).astype(np.float32)
+STEP = Activation(0.04, 117)
+Linear = tuple[str, ort.InferenceSession]
+
+
+@pytest.fixture(scope="module", params=["static", "token", "int4"])
+def linear(request: pytest.FixtureRequest) -> Linear:
     """One quantised product as a model: x (rows, 64) -> y (rows, 48)."""
-    weight = np.random.default_rng(1).normal(0, 1, (64, 48)).astype(np.float32)
-    graph = Graph()
-    weights = Int8Weights({"a.weight": weight, "a.bias": np.zeros(48, np.float32)})
-    out = weights.linear(graph, "x", "a", bias=False)
+    graph, tensors = Graph(), {"a.weight": WEIGHT, "a.bias": BIAS}
+    weights: Int8Weights
+    if request.param == "int4":
+        weights = Int4Weights(tensors, {})
+    else:
+        weights = Int8Weights(tensors, {"a": STEP} if request.param == "static" else {})
+    out = weights.linear(graph, "x", "a")
     info = helper.make_tensor_value_info
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "linear",
-            [info("x", onnx.TensorProto.FLOAT, ["rows", 64])],
-            [info(out, onnx.TensorProto.FLOAT, ["rows", 48])],
+            [info("x", onnx.TensorProto.FLOAT, ["rows", K])],
+            [info(out, onnx.TensorProto.FLOAT, ["rows", N])],
             list(graph.initializers.values()),
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
     )
     model.ir_version = 10
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session, weight
+    return request.param, create_session(model.SerializeToString(), threads=2)
 
 
-def test_product_is_close_at_any_scale(linear: tuple[ort.InferenceSession, np.ndarray]) -> None:
-    session, weight = linear
-    x = np.random.default_rng(2).normal(0, 1, (9, 64)).astype(np.float32)
-    x *= np.logspace(-6, 6, 9, dtype=np.float32)[:, None]
-    exact = x @ weight
-    error = np.abs(session.run(None, {"x": x})[0] - exact).max(axis=1)
-    assert (error < 0.03 * np.abs(exact).max(axis=1)).all()
+def slow(kind: str, x: np.ndarray) -> np.ndarray:
+    """The same product in plain float64."""
+    if kind == "int4":  # its kernel rounds x by blocks in ways of its own
+        values, scale = quantise_blocks(WEIGHT)
+        weight = (values * scale[:, :, None].astype(np.float64)).reshape(N, K).T
+        return x @ weight + BIAS
+    values, columns = quantise_columns(WEIGHT)
+    if kind == "static":
+        step: float | np.ndarray = STEP.scale
+        rounded = np.clip(np.rint(x / STEP.scale) + STEP.zero_point, 0, 255) - STEP.zero_point
+    else:
+        step = np.abs(x).max(axis=1, keepdims=True) / 127
+        rounded = np.rint(x / np.maximum(step, 1e-30))
+    return (rounded @ values.astype(np.float64)) * columns * step + BIAS
 
 
-def test_rows_do_not_touch_each_other(linear: tuple[ort.InferenceSession, np.ndarray]) -> None:
-    session, _ = linear
-    x = np.random.default_rng(3).normal(0, 1, (5, 64)).astype(np.float32)
-    alone = session.run(None, {"x": x[:1]})[0][0]
+def test_product_is_the_slow_one(linear: Linear) -> None:
+    kind, session = linear
+    x = np.random.default_rng(2).normal(0, 1, (9, K)).astype(np.float32)
+    if kind != "static":
+        x *= np.logspace(-4, 4, 9, dtype=np.float32)[:, None]
+    expected = slow(kind, x.astype(np.float64))
+    error = np.abs(session.run(None, {"x": x})[0] - expected).max(axis=1)
+    limit = 0.02 if kind == "int4" else 0.005 if kind == "token" else 1e-5
+    assert (error <= limit * np.abs(expected).max(axis=1)).all()
+
+
+def test_static_scale_cuts_off_what_is_beyond_it(linear: Linear) -> None:
+    kind, session = linear
+    x = np.full((2, K), (255 - STEP.zero_point) * STEP.scale, np.float32)
+    x[1] *= 50
+    out = session.run(None, {"x": x})[0]
+    assert np.array_equal(out[0], out[1]) == (kind == "static")
+
+
+def test_rows_do_not_touch_each_other(linear: Linear) -> None:
+    """Bit by bit, for many numbers of rows, whatever the others hold."""
+    _, session = linear
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 1, (70, K)).astype(np.float32)
+    alone = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
+    for rows in (*range(1, 18), 24, 31, 32, 33, 63, 64, 65, 70):
+        first = int(rng.integers(0, 71 - rows))
+        out = session.run(None, {"x": x[first : first + rows]})[0]
+        assert np.array_equal(out, alone[first : first + rows]), rows
     x[1:] *= 1e4
-    assert np.array_equal(session.run(None, {"x": x})[0][0], alone)
+    x[2] = 0
+    for rows in (2, 3, 8, 33):
+        assert np.array_equal(session.run(None, {"x": x[:rows]})[0][0], alone[0]), rows
 
 
-def test_zero_rows_give_zeros(linear: tuple[ort.InferenceSession, np.ndarray]) -> None:
-    session, _ = linear
-    x = np.zeros((3, 64), np.float32)
+def test_zero_rows_give_the_bias(linear: Linear) -> None:
+    _, session = linear
+    x = np.zeros((3, K), np.float32)
     x[1] = 1.0
     out = session.run(None, {"x": x})[0]
-    assert np.isfinite(out).all()
-    assert not out[0].any() and not out[2].any() and out[1].any()
+    assert np.array_equal(out[0], BIAS) and np.array_equal(out[2], BIAS)
+    assert np.isfinite(out).all() and not np.array_equal(out[1], BIAS)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_nothing_is_divided_by_zero() -> None:
+    """What every row is divided by, of a row of zeros too."""
+    graph = Graph()
+    Int8Weights({"a.weight": WEIGHT, "a.bias": BIAS}, {}).linear(graph, "x", "a")
+    [division] = [node for node in graph.nodes if node.op_type == "Div"]
+    [guard] = [node for node in graph.nodes if division.input[1] in node.output]
+    assert guard.op_type == "Max" and "tiny" in guard.input
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_dequantise_gives_every_tensor_back(random_checkpoint: Path, precision: str) -> None:
     checkpoint = load_checkpoint(random_checkpoint)
     tensors = dequantise(build_model(checkpoint, precision))  # type: ignore[arg-type]
     assert tensors.keys() == checkpoint.tensors.keys()
     for name, value in tensors.items():
         original = checkpoint.tensors[name]
-        limit = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.5 / 127}[precision]
+        limit = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.5 / 127, "int4": 0.13}[precision]
         assert value.shape == original.shape and value.dtype == np.float32
         assert np.abs(value - original).max() <= limit * np.abs(original).max() * 1.001, name
 

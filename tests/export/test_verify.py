@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from export.errors import VerificationFailed
 from training import scores
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "fp16"])
 def test_honest_bundles_pass(random_checkpoint: Path, tmp_path: Path, precision: str) -> None:
     bundle = export_bundle(random_checkpoint, tmp_path / "b", precision=precision)  # type: ignore[arg-type]
     facts = bundle.manifest.verification
@@ -32,11 +33,11 @@ def test_honest_bundles_pass(random_checkpoint: Path, tmp_path: Path, precision:
 def tampered(precision: str, name: str, factor: float):
     """A `build_model` that changes one tensor when it builds the given precision."""
 
-    def build(source: Checkpoint, asked: str) -> onnx.ModelProto:
+    def build(source: Checkpoint, asked: str, *scales: Any) -> onnx.ModelProto:
         if asked == precision:
             changed = {**source.tensors, name: source.tensors[name] * np.float32(factor)}
             source = replace(source, tensors=changed)
-        return build_model(source, asked)  # type: ignore[arg-type]
+        return build_model(source, asked, *scales)  # type: ignore[arg-type]
 
     return build
 
@@ -46,6 +47,7 @@ def tampered(precision: str, name: str, factor: float):
     [
         ("fp32", "h.1.attn.c_proj.bias", 1.01, "torch"),
         ("int8", "h.0.mlp.c_fc.weight", -1.0, "against fp32"),
+        ("int4", "h.0.mlp.c_fc.weight", -1.0, "against fp32"),
     ],
 )
 def test_a_wrong_graph_is_not_written(

@@ -20,7 +20,7 @@ Logits = NDArray[np.float32]
 LENGTHS = [1, 2, 3, 5, 7, 11, 17, 1, 29, 40, 8, 65, 2, 64, 33, 6]
 
 
-@pytest.fixture(params=["fp32", "int8"])
+@pytest.fixture(params=["fp32", "int8", "int4"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     result: Bundle = request.getfixturevalue(f"{request.param}_bundle")
     return result
