@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import os
 import re
 import unicodedata
 import zlib
@@ -99,11 +100,22 @@ def read_lines(path: Path) -> Iterator[str]:
         raise CorpusError(f"{place}: {error}") from None
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, links to folders followed, each folder once."""
+    found, seen = list[Path](), {os.path.realpath(folder)}
+    for base, folders, names in os.walk(folder, followlinks=True):
+        found += (path for name in names if (path := Path(base, name)).is_file())
+        real = {name: os.path.realpath(Path(base, name)) for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in seen]
+        seen.update(real.values())
+    return sorted(found)
+
+
 def files_of(folders: Iterable[Path]) -> list[Path]:
     """All files below the folders; raises CorpusError for one that is missing or has none."""
     found: list[Path] = []
     for folder in folders:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = files_below(folder)
         if not files:
             raise CorpusError(f"{folder}: no such folder, or no file in it")
         found += files
@@ -144,7 +156,7 @@ def scan(folder: Path, list_file: str = "") -> list[Source]:
             raise CorpusError(f"{folder / list_file} names {absent[0]}, which is not there")
     found: list[Source] = []
     aligned: dict[Path, dict[str, Path]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in files_below(folder):
         relative = path.relative_to(folder)
         if allowed is not None and path not in allowed and relative.parts[0] != "mono":
             continue
@@ -165,7 +177,7 @@ def scan(folder: Path, list_file: str = "") -> list[Source]:
             found.append(Source(f"mono/{stem}", (relative.parts[1],), (path,)))
     for parent, files in aligned.items():
         for first, second in combinations(sorted(files), 2):
-            name = parent.resolve().name
+            name = os.path.basename(os.path.abspath(parent))
             found.append(Source(name, (first, second), (files[first], files[second])))
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
 import re
 import sys
 import zlib
@@ -59,7 +60,8 @@ async def translate_folder(
 def find_texts(folder: Path, source: str) -> dict[str, tuple[Path, int]]:
     """By name each file with text in the source language, and the column that it is in."""
     found: dict[str, list[tuple[Path, int, str]]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    walk = os.walk(folder, followlinks=True)
+    for path in sorted(Path(base, name) for base, _, names in walk for name in names):
         parts = path.relative_to(folder).parts
         name = path.name.removesuffix(".gz")
         if match := _PAIR.match(name):
@@ -67,7 +69,7 @@ def find_texts(folder: Path, source: str) -> dict[str, tuple[Path, int]]:
             if source in sides:
                 found.setdefault(match[1], []).append((path, sides.index(source), name[:-4]))
         elif name == f"train.{source}":
-            name = path.parent.resolve().name
+            name = os.path.basename(os.path.abspath(path.parent))
             found.setdefault(name, []).append((path, 0, f"{name}.train"))
         elif name.endswith(".txt") and (len(parts) == 1 or parts[:-1] == ("mono", source)):
             found.setdefault(name[:-4], []).append((path, 0, ".".join((*parts[:-1], name[:-4]))))

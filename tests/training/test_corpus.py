@@ -62,6 +62,19 @@ def test_all_kinds_of_sources_are_found(tmp_path: Path) -> None:
     }
 
 
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    away, folder = tmp_path / "away", tmp_path / "corpus"
+    for name in ("v1/train.en", "v1/train.de", "texts/book.txt", "web.en-de.tsv"):
+        write(away / name, "")
+    (folder / "mono").mkdir(parents=True)
+    (folder / "captions").symlink_to(away / "v1")
+    (folder / "mono" / "en").symlink_to(away / "texts")
+    (folder / "web.en-de.tsv").symlink_to(away / "web.en-de.tsv")
+    (folder / "again").symlink_to(folder)  # no endless walk
+    found = {source.key for source in find_sources(folder, ["en", "de"])}
+    assert found == {"captions.de-en", "mono/book.en", "web.en-de"}
+
+
 def test_a_list_file_chooses_and_mono_is_always_read(tmp_path: Path) -> None:
     for name in ("train/a.en-de.tsv", "train/b.en-de.tsv", "c.en-de.tsv", "mono/en/m.txt",
                  "train/set/train.en", "train/set/train.de"):  # fmt: skip
