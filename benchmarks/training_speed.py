@@ -4,7 +4,8 @@ Sizes of a model and of batches flow in; both loops train in turn, A B A B, and 
 (not padded) tokens per second and their ratio flow out, as JSON. The peer is what
 `transformers.Trainer` does for a GPT2LMHeadModel by default: shuffled rows padded to the longest of
 their batch, as many rows as ours have on average, full logits, its own loss, AdamW (with
-torch >= 2.8 the Trainer's is fused too; `--peer-optimiser plain` for the older default).
+torch >= 2.8 the Trainer's is fused too; `--peer-optimiser plain` for the older default). Its
+attention is the faster one: products on a CPU, the fused kernel on a GPU.
 With `--kind text` rows are full and every position has a loss; on a GPU model FLOPs utilisation is
 told as well. Run as `python -m benchmarks.training_speed --help`; needs the extra `export`.
 """
@@ -130,7 +131,10 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
 
 
 def peer_loop(config: RunConfig, model: GPT, rows: list[Row], size: int, fused: bool) -> Step:
-    sizes = GPT2Config(**model.config.to_hugging_face())  # type: ignore[arg-type,no-untyped-call]
+    attention = "eager" if model.device.type == "cpu" else "sdpa"
+    sizes = GPT2Config(  # type: ignore[no-untyped-call]
+        **model.config.to_hugging_face(), attn_implementation=attention  # type: ignore[arg-type]
+    )
     peer = GPT2LMHeadModel(sizes)  # type: ignore[no-untyped-call]
     peer.load_state_dict({**model.state_dict(), "lm_head.weight": model.transformer["wte"].weight})
     peer.to(model.device)  # type: ignore[arg-type]
