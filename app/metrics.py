@@ -7,6 +7,11 @@ route templates, methods, status codes, the bundle's name and finish reasons, ne
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from threading import Lock
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -15,11 +20,45 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 _FAST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class TokenHistogram(Collector):
+    """A histogram without labels that takes the values of a whole step at once.
+
+    With the library's own, a call for each token of a large batch took a fifth of the engine's
+    Python.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation, self._bounds = name, documentation, list(buckets)
+        self._counts, self._sum = [0] * (len(buckets) + 1), 0.0
+        self._lock = Lock()
+        registry.register(self)
+
+    def observe(self, values: Sequence[float]) -> None:
+        with self._lock:
+            for value in values:
+                self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += sum(values)
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        with self._lock:
+            counts, total = accumulate(self._counts), self._sum
+            ends = [*map(floatToGoString, self._bounds), "+Inf"]
+            buckets = list(zip(ends, map(float, counts), strict=True))
+        yield HistogramMetricFamily(
+            self._name, self._documentation, buckets=buckets, sum_value=total
+        )
 
 
 class Metrics:
@@ -72,11 +111,8 @@ class Metrics:
             buckets=_FAST,
             registry=r,
         )
-        self.inter_token_latency = Histogram(
-            "gpt2mt_inter_token_latency_seconds",
-            "Between two tokens of one sequence.",
-            buckets=_FAST,
-            registry=r,
+        self.inter_token_latency = TokenHistogram(
+            "gpt2mt_inter_token_latency_seconds", "Between two tokens of one sequence.", _FAST, r
         )
         self.preemptions = Counter(
             "gpt2mt_preemptions",

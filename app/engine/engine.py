@@ -207,8 +207,8 @@ class _Instruments:
             m.queue_time.observe(value)
         for value in report.first_token_times:
             m.time_to_first_token.observe(value)
-        for value in report.token_intervals:
-            m.inter_token_latency.observe(value)
+        if report.token_intervals:
+            m.inter_token_latency.observe(report.token_intervals)
         for tokens in report.prefill_runs:
             m.prefill_tokens.observe(tokens)
             m.prompt_tokens.inc(tokens)

@@ -48,6 +48,7 @@ class Sampler:
         self._output: list[int] = []
         self._counts: Counter[int] = Counter()
         self._followers: dict[tuple[int, ...], list[int]] = {}  # of each n - 1 tokens in a row
+        self._last: tuple[int, ...] = ()  # n - 1 tokens of the output
         bias = dict(options.logit_bias)
         self._bias_ids = np.fromiter(bias, np.int64)
         self._bias = np.fromiter(bias.values(), np.float64)
@@ -64,19 +65,19 @@ class Sampler:
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
     def forbidden(self) -> list[int]:
-        output, n = self._output, self.options.no_repeat_ngram
-        found = self._followers.get(tuple(output[len(output) - n + 1 :]), ()) if n else ()
-        return forbidden(self.options, self._prompt, output, self._end_ids, found)
+        found = self._followers.get(self._last, ())
+        return forbidden(self.options, self._prompt, self._output, self._end_ids, found)
 
     def note(self, token: int) -> None:
         """Take a token of the output."""
         self._output.append(token)
         if self._penalised:
             self._counts[token] += 1
-        n = self.options.no_repeat_ngram
-        if n and len(self._output) >= n:
-            start = tuple(self._output[len(self._output) - n : -1])
-            self._followers.setdefault(start, []).append(token)
+        if n := self.options.no_repeat_ngram:
+            self._last, last = (*self._last, token), self._last
+            if len(last) == n - 1:
+                self._followers.setdefault(last, []).append(token)
+                self._last = self._last[1:]
 
     def choose(self, row: NDArray[np.float32], best: int) -> int:
         """The next token of one row (vocabulary,), noted; `best` is its most likely."""

@@ -34,7 +34,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return got
 
 
-@pytest.mark.parametrize("model", ["fake", "fp32_bundle", "int8_bundle"])
+@pytest.mark.parametrize("model", ["fake", "fp32_bundle", "int8_bundle", "int4_bundle"])
 def test_any_company_any_arrival_the_same_answer(
     model: str, request: pytest.FixtureRequest
 ) -> None:
