@@ -25,7 +25,7 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = "gpt2-mt-bundle"
-FORMAT_VERSION: Final = 2  # 2: int4, golden
+FORMAT_VERSION: Final = 2  # 2: int4, golden, int8 cache
 READABLE: Final = (1, FORMAT_VERSION)
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
@@ -68,13 +68,24 @@ class ModelSpec(_Part):
     mask: Literal["causal"]
 
 
+CacheType = Literal["float32", "float16", "int8"]
+# Of each precision.
+CACHES: Final[dict[str, tuple[CacheType, ...]]] = {
+    "fp32": ("float32",),
+    "int8": ("float32", "int8"),
+    "int4": ("float32", "int8"),
+    "fp16": ("float16",),
+}
+
+
 class GraphSpec(_Part):
     """Names of the graph's inputs and outputs; cache names hold `{layer}`.
 
     ids (batch, time) int64; positions (batch * time,) int64; last_index (batch,) int64, which of
     the batch * time positions is each row's last valid one; seqlens_k (batch,) int32, cached
     tokens + new ones - 1; total_sequence_length () int32, the longest row; caches (batch, heads,
-    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32.
+    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32. An
+    int8 cache has its scales in the graph.
     """
 
     ids: str = "input_ids"
@@ -87,7 +98,7 @@ class GraphSpec(_Part):
     present_key: LayerName = "present_key.{layer}"
     present_value: LayerName = "present_value.{layer}"
     logits: str = "logits"
-    cache_dtype: Literal["float32", "float16"] = "float32"
+    cache_dtype: CacheType = "float32"
 
 
 class LanguageTokens(_Part):
@@ -265,8 +276,7 @@ def _check_model(manifest: Manifest) -> None:
         )
     if model.head_size % 8:
         raise _fail("model.head_size", f"{model.head_size} is not a multiple of 8")
-    dtype = "float16" if model.precision == "fp16" else "float32"
-    if manifest.graph.cache_dtype != dtype:
+    if manifest.graph.cache_dtype not in CACHES[model.precision]:
         raise _fail(
             "graph.cache_dtype",
             f"{manifest.graph.cache_dtype} does not fit precision {model.precision}",

@@ -1,6 +1,6 @@
 """Checkpoint -> bundle -> checkpoint, each written whole or not at all.
 
-`export_bundle` builds the graph of the asked precision (int8 with scales that the fp32 graph
+`export_bundle` builds the graph of the asked precision (with scales that the fp32 graph
 calibrates), writes model.onnx, tokenizer.json and manifest.json into a temporary directory beside
 the target, verifies what it wrote, adds a golden answer and renames it.
 `restore_checkpoint` goes back: dequantised tensors in Hugging Face GPT-2 form plus meta.json, so
@@ -48,12 +48,13 @@ from app.engine.session import OnnxDecoder
 from export.calibrate import calibrate
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import CheckpointError, TargetExists
-from export.graphs import FloatWeights, Weights, build_graph, graph_names
+from export.graphs import CacheScale, FloatWeights, Weights, build_graph, graph_names
 from export.quantize import Activation, Int4Weights, Int8Weights, dequantise
 from export.verify import greedy, sample_prompts, verify_bundle
 
 Precision = Literal["fp32", "int8", "int4", "fp16"]
 Activations = Literal["static", "token"]
+KVCache = Literal["int8", "float32"]
 END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
 RESERVED: Final = re.compile(r"<\|reserved:\d+\|>")
 GOLDEN_STEPS: Final = 12
@@ -68,6 +69,7 @@ def export_bundle(
     *,
     precision: Precision = "int8",
     activations: Activations = "static",
+    kv_cache: KVCache = "int8",
     name: str | None = None,
     scores: Sequence[ScoreEntry] = (),
     force: bool = False,
@@ -78,32 +80,38 @@ def export_bundle(
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not.
 
     `activations` (int8): `static` rounds the input of every product with one scale where that is
-    good enough for the `texts`, `token` each row with its own.
+    good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
+    Raises CheckpointError, TargetExists and VerificationFailed.
     """
     source = load_checkpoint(checkpoint)
     place = Path(target)
-    calibrated = precision == "int8" and activations == "static"
+    whole = precision in ("int8", "int4")
+    static = precision == "int8" and activations == "static"
+    calibrated = static or (whole and kv_cache == "int8")
     with _replacing(place, force=force) as folder, tempfile.TemporaryDirectory() as spare:
         reference: Bundle | None = None
         if precision != "fp32" and (verify or calibrated):
             model = build_model(source, "fp32")
             reference = _write(source, model, Path(spare), precision="fp32", name="reference")
-        scales = calibrate(source, reference, texts) if reference and calibrated else {}
+        scales = calibrate(source, reference, texts) if reference and calibrated else None
+        products = scales.activations if scales and static else {}
+        cache = scales.cache if scales and kv_cache == "int8" else ()
         bundle = _write(
             source,
-            build_model(source, precision, scales),
+            build_model(source, precision, products, cache),
             folder,
             precision=precision,
             name=name or place.resolve().name,
             scores=scores,
+            int8_cache=bool(cache),
         )
         manifest = bundle.manifest.model_copy(update={"golden": golden_of(bundle)})
         if verify:
             facts = verify_bundle(
                 source, bundle, reference or bundle, testset=testset, texts=texts
             )
-            if calibrated:
-                facts["static_products"] = len(scales)
+            if static:
+                facts["static_products"] = len(products)
             manifest = manifest.model_copy(update={"verification": facts})
         _write_manifest(folder, manifest)
     return Bundle.open(place)
@@ -117,13 +125,15 @@ def _write(
     precision: Precision,
     name: str,
     scores: Sequence[ScoreEntry] = (),
+    int8_cache: bool = False,
 ) -> Bundle:
     """The three files of a bundle, in an empty folder."""
     (folder / MODEL).write_bytes(model.SerializeToString())
     shutil.copyfile(source.path / TOKENIZER, folder / TOKENIZER)
-    _write_manifest(
-        folder, make_manifest(source, folder, precision=precision, name=name, scores=scores)
+    manifest = make_manifest(
+        source, folder, precision=precision, name=name, scores=scores, int8_cache=int8_cache
     )
+    _write_manifest(folder, manifest)
     return Bundle.open(folder)
 
 
@@ -152,9 +162,13 @@ def record_scores(bundle: Bundle, scores: Sequence[ScoreEntry]) -> Bundle:
 
 
 def build_model(
-    source: Checkpoint, precision: Precision, activations: Mapping[str, Activation] | None = None
+    source: Checkpoint,
+    precision: Precision,
+    activations: Mapping[str, Activation] | None = None,
+    cache: Sequence[CacheScale] = (),
 ) -> onnx.ModelProto:
-    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`."""
+    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`, `cache` as in
+    `export.graphs.build_graph`."""
     tensors = source.tensors
     weights: Weights
     if precision == "int8":
@@ -163,7 +177,8 @@ def build_model(
         weights = Int4Weights(tensors, {})
     else:
         weights = FloatWeights(tensors)
-    return build_graph(tensors, source.dimensions, weights, half=precision == "fp16")
+    half = precision == "fp16"
+    return build_graph(tensors, source.dimensions, weights, half=half, cache=cache)
 
 
 def make_manifest(
@@ -173,6 +188,7 @@ def make_manifest(
     precision: Precision,
     name: str,
     scores: Sequence[ScoreEntry] = (),
+    int8_cache: bool = False,
 ) -> Manifest:
     d, meta = source.dimensions, source.meta
     corpora = tuple(
@@ -202,7 +218,7 @@ def make_manifest(
             precision=precision,
             mask="causal",
         ),
-        graph=graph_names(half=precision == "fp16"),
+        graph=graph_names(half=precision == "fp16", int8_cache=int8_cache),
         tokens=special_ids(source.path / TOKENIZER, list(meta["languages"])),
         templates=templates,
         languages=meta["languages"],

@@ -1,8 +1,9 @@
-"""Which products of the int8 graph may round their input with one scale for every row, and which.
+"""The scales of int8 graphs: of products' inputs, and of cached keys and values.
 
 The fp32 graph reads prompts made of sample texts with what it greedily goes on to say, and every
-product's input is watched. Out: an `Activation` for each product whose inputs are alike enough;
-those of wild rows, and the LM head's, are left to be rounded row by row.
+product's input is watched. Out: an `Activation` for each product whose inputs are alike enough
+(those of wild rows, and the LM head's, are left to be rounded row by row), and for each layer a
+`CacheScale`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from onnx import TensorProto, helper
 from app.bundle import Bundle
 from app.engine.session import OnnxDecoder, create_session
 from export.checkpoint import Checkpoint, Dimensions, Tensors
-from export.graphs import FloatWeights, Graph, build_graph, graph_names
+from export.errors import CheckpointError
+from export.graphs import CacheScale, FloatWeights, Graph, build_graph, graph_names
 from export.quantize import LEVELS, ZERO_POINT, Activation
 from export.verify import ROWS, batched, greedy, sample_prompts
 
@@ -26,6 +28,8 @@ MARGIN: Final = 1.1  # what lies beyond the extremes that were seen is cut off
 # One scale may be this much coarser than the rows' own on average. Beyond it a few rows have
 # values that dwarf those of the others, which would be left with few of the 256 steps.
 COARSER: Final = 4.0
+# The same of keys and values, of which fewer texts show all: half a step of 127 costs nothing.
+CACHE_MARGIN: Final = 1.5
 
 
 class _Watched(FloatWeights):
@@ -77,31 +81,56 @@ class Range:
         return Activation(bound / LEVELS, ZERO_POINT) if low == -bound else Activation(scale, zero)
 
 
-def calibrate(
-    source: Checkpoint, reference: Bundle, texts: Sequence[str]
-) -> dict[str, Activation]:
-    """Scales by the name of the product; `reference` is the fp32 bundle of `source`."""
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    activations: Mapping[str, Activation]  # by the name of the product
+    cache: tuple[CacheScale, ...]  # of each layer
+
+
+def calibrate(source: Checkpoint, reference: Bundle, texts: Sequence[str]) -> Calibration:
+    """Scales for `source`, whose fp32 bundle is `reference`."""
     decoder = OnnxDecoder(reference, slots=ROWS)
     prompts = sample_prompts(reference, texts)
     rows = [[*t.prompt, *t.ids] for group in batched(prompts) for t in greedy(decoder, group)]
-    found = {name: seen.activation() for name, seen in watch(source, rows).items()}
-    return {name: activation for name, activation in found.items() if activation is not None}
+    ranges, peaks = watch(source, rows)
+    found = {name: seen.activation() for name, seen in ranges.items()}
+    return Calibration(
+        {name: activation for name, activation in found.items() if activation is not None},
+        tuple(cache_scale(peak) for peak in peaks),
+    )
 
 
-def watch(source: Checkpoint, rows: Sequence[Sequence[int]]) -> Mapping[str, Range]:
-    """The ranges of all products' inputs but the head's, over the tokens of `rows`."""
+def cache_scale(peak: NDArray[np.float32]) -> CacheScale:
+    """From the largest absolute keys and values of a layer, (2, width)."""
+    if not np.isfinite(peak).all():
+        raise CheckpointError("keys or values are not finite: the cache cannot be int8")
+    scale = np.where(peak > 0, CACHE_MARGIN * peak, 1.0).astype(np.float32) / LEVELS
+    return CacheScale(*scale)
+
+
+def watch(
+    source: Checkpoint, rows: Sequence[Sequence[int]]
+) -> tuple[Mapping[str, Range], list[NDArray[np.float32]]]:
+    """Over the tokens of `rows` the ranges of all products' inputs but the head's, and of each
+    layer the largest absolute keys and values, (2, width)."""
     weights = _Watched(source.tensors)
     model = build_graph(source.tensors, source.dimensions, weights)
-    for name in sorted(set(weights.inputs.values())):
+    layers, width = source.dimensions.layers, source.dimensions.width
+    packed = [f"h.{layer}.attn.c_attn" for layer in range(layers)]  # queries, keys, values
+    for name in sorted({*weights.inputs.values(), *packed}):
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         model.graph.output.append(info)
     session = create_session(model.SerializeToString())
     ranges = {product: Range() for product in weights.inputs}
+    peaks = [np.zeros((2, width), np.float32) for _ in packed]
     for feeds, real in _feeds(source.dimensions, rows):
-        values = session.run(list(weights.inputs.values()), feeds)
-        for seen, x in zip(ranges.values(), values, strict=True):
+        values = session.run([*weights.inputs.values(), *packed], feeds)
+        for seen, x in zip(ranges.values(), values, strict=False):
             seen.see(x[real])
-    return ranges
+        for peak, x in zip(peaks, values[-layers:], strict=True):
+            cached = np.abs(x[real, width:]).max(axis=0)
+            np.maximum(peak, cached.reshape(2, width), out=peak)
+    return ranges, peaks
 
 
 def _feeds(

@@ -55,6 +55,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--activations", choices=("static", "token"), default="static",
         help="int8's inputs: one scale for all, calibrated on --text, where that is good "
         "enough; or each token with its own (default: %(default)s)")  # fmt: skip
+    add("--kv-cache", choices=("int8", "float32"), default="int8",
+        help="of int8 and int4: int8, calibrated on --text, takes a quarter of the memory "
+        "(default: %(default)s)")  # fmt: skip
     add("--name", help="name of the bundle (default: that of its directory)")
     add("--testset", metavar="DIR", type=Path,
         help="folder of test sets on which int8 may lose 0.3 BLEU at most, int4 1.0; "
@@ -119,6 +122,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.target,
         precision=args.precision,
         activations=args.activations,
+        kv_cache=args.kv_cache,
         name=args.name,
         scores=read_scores(args.scores) if args.scores else (),
         force=args.force,

@@ -9,6 +9,8 @@ quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.Gra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -16,12 +18,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from app.bundle import GraphSpec
+from app.bundle import CacheType, GraphSpec
 from export.checkpoint import Dimensions, Tensors
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
 MICROSOFT: Final = "com.microsoft"
+_CACHE_ELEMENTS: Final[dict[CacheType, int]] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
+}
 
 
 class Graph:
@@ -94,14 +101,28 @@ class FloatWeights:
         return graph.add("Gemm", x, table, name="head", transB=1)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheScale:
+    """Of a layer's int8 keys and values: about integer * scale, one a channel, (width,)."""
+
+    key: NDArray[np.float32]
+    value: NDArray[np.float32]
+
+
 class _Decoder:
     """Lays the decoder's nodes into a graph, layer by layer."""
 
     def __init__(
-        self, graph: Graph, tensors: Tensors, weights: Weights, d: Dimensions, names: GraphSpec
+        self,
+        graph: Graph,
+        tensors: Tensors,
+        weights: Weights,
+        d: Dimensions,
+        names: GraphSpec,
+        cache: Sequence[CacheScale],
     ) -> None:
         self.graph, self.tensors, self.weights = graph, tensors, weights
-        self.d, self.names = d, names
+        self.d, self.names, self.cache = d, names, cache
 
     def norm(self, name: str, x: str, skip: str) -> tuple[str, str]:
         """LayerNorm(x + skip) and the sum itself, the new residual."""
@@ -136,15 +157,17 @@ class _Decoder:
             names.present_key.format(layer=layer),
             names.present_value.format(layer=layer),
         ]
-        self.graph.add_many(
-            "GroupQueryAttention",
-            [packed, "", "", past_key, past_value, names.seqlens_k, names.total_sequence_length],
-            outputs,
-            MICROSOFT,
-            num_heads=d.heads,
-            kv_num_heads=d.heads,
-            do_rotary=0,
-        )
+        inputs = [packed, "", "", past_key, past_value, names.seqlens_k]
+        inputs.append(names.total_sequence_length)
+        attributes: dict[str, Any] = {"num_heads": d.heads, "kv_num_heads": d.heads}
+        if self.cache:
+            scale = self.cache[layer]
+            inputs += [""] * 5  # rotary embeddings, positions, bias, sinks
+            inputs.append(self.graph.constant(f"{prefix}.key.scale", scale.key))
+            inputs.append(self.graph.constant(f"{prefix}.value.scale", scale.value))
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+            attributes["kv_cache_bit_width"] = 8
+        self.graph.add_many("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)
         return self.graph.add("Reshape", outputs[0], "flat_shape", name=f"{prefix}.mixed")
 
     def last(self, x: str) -> str:
@@ -179,17 +202,23 @@ class _Decoder:
 
 
 def build_graph(
-    tensors: Tensors, d: Dimensions, weights: Weights, *, half: bool = False
+    tensors: Tensors,
+    d: Dimensions,
+    weights: Weights,
+    *,
+    half: bool = False,
+    cache: Sequence[CacheScale] = (),
 ) -> onnx.ModelProto:
-    """The whole model; `half` makes activations and cache float16 (for GPUs)."""
-    names = graph_names(half=half)
+    """The whole model; `half` makes activations and cache float16 (for GPUs), `cache` (one for each
+    layer) the cache int8."""
+    names = graph_names(half=half, int8_cache=bool(cache))
     graph = Graph(np.float16 if half else np.float32)
-    logits = _Decoder(graph, tensors, weights, d, names).build()
+    logits = _Decoder(graph, tensors, weights, d, names, cache).build()
     if half:
         graph.add("Cast", logits, name=names.logits, to=TensorProto.FLOAT)
     else:
         graph.nodes[-1].output[0] = names.logits
-    cache = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    element = _CACHE_ELEMENTS[names.cache_dtype]
     shape: list[str | int | None] = ["batch", d.heads, "capacity", d.head_size]
     info = helper.make_tensor_value_info
     inputs = [
@@ -202,9 +231,9 @@ def build_graph(
     outputs = [info(names.logits, TensorProto.FLOAT, ["batch", d.vocabulary])]
     for layer in range(d.layers):
         for past in (names.past_key, names.past_value):
-            inputs.append(info(past.format(layer=layer), cache, shape))
+            inputs.append(info(past.format(layer=layer), element, shape))
         for present in (names.present_key, names.present_value):
-            outputs.append(info(present.format(layer=layer), cache, shape))
+            outputs.append(info(present.format(layer=layer), element, shape))
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "gpt2", inputs, outputs, list(graph.initializers.values())
@@ -217,5 +246,5 @@ def build_graph(
     return model
 
 
-def graph_names(*, half: bool = False) -> GraphSpec:
-    return GraphSpec(cache_dtype="float16" if half else "float32")
+def graph_names(*, half: bool = False, int8_cache: bool = False) -> GraphSpec:
+    return GraphSpec(cache_dtype="int8" if int8_cache else "float16" if half else "float32")

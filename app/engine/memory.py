@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from app.bundle import Manifest
+from app.bundle import CacheType, Manifest
 from app.errors import SettingsError
 
 DEFAULT_SLOTS: Final = 32
@@ -19,6 +19,7 @@ MAX_SLOTS: Final = 1024
 # is one column wide is added up in another order: the same prompt would differ in the last bit.
 COLUMNS: Final = 2
 _MB: Final = 10**6
+_BYTES: Final[dict[CacheType, int]] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class CacheSize:
         cls, manifest: Manifest, slots: int, capacity: int | None = None, spare: int = 0
     ) -> CacheSize:
         model, capacity = manifest.model, capacity or manifest.limits.context
-        item = 2 if manifest.graph.cache_dtype == "float16" else 4
+        item = _BYTES[manifest.graph.cache_dtype]
         # a key and a value in each layer
         token_bytes = 2 * model.layers * model.heads * model.head_size * item
         return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare)

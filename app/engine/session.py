@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.bundle import MANIFEST, Bundle
+from app.bundle import MANIFEST, Bundle, CacheType
 from app.engine.golden import check_golden
 from app.engine.memory import COLUMNS, CacheSize
 from app.errors import BundleError, InvalidField
@@ -30,6 +30,11 @@ log = logging.getLogger("app.engine")
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CACHE_TYPES: Final[dict[CacheType, tuple[str, type[Any]]]] = {
+    "float32": ("tensor(float)", np.float32),
+    "float16": ("tensor(float16)", np.float16),
+    "int8": ("tensor(int8)", np.int8),
+}
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -98,8 +103,7 @@ _Kind = tuple[str, tuple[int, ...]]  # a node's type, and those of its dimension
 def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
     """Names, types and sizes of the graph against the manifest; raises BundleError naming one."""
     model, names = bundle.manifest.model, bundle.manifest.graph
-    dtype = "float" if names.cache_dtype == "float32" else "float16"
-    cache: _Kind = (f"tensor({dtype})", (model.heads, model.head_size))
+    cache: _Kind = (CACHE_TYPES[names.cache_dtype][0], (model.heads, model.head_size))
     wanted_in: dict[str, _Kind] = {
         names.ids: ("tensor(int64)", ()),
         names.positions: ("tensor(int64)", ()),
@@ -318,7 +322,7 @@ class _Caches:
     def __init__(self, bundle: Bundle, slots: int, capacity: int, device: Device) -> None:
         model, names = bundle.manifest.model, bundle.manifest.graph
         self._device = device
-        self._dtype: type[Any] = np.float16 if names.cache_dtype == "float16" else np.float32
+        self._dtype = CACHE_TYPES[names.cache_dtype][1]
         room = CacheSize.of(bundle.manifest, slots, capacity).tokens
         self._slot_shape = (model.heads, room, model.head_size)
         self._slot_bytes = math.prod(self._slot_shape) * np.dtype(self._dtype).itemsize

@@ -108,6 +108,7 @@ def test_opens(folder: Path) -> None:
         (lambda m: m["model"].update(vocabulary=599), "model.vocabulary"),
         (lambda m: m["graph"].update(past_key="past"), "graph.past_key"),
         (lambda m: m["graph"].update(cache_dtype="float16"), "graph.cache_dtype"),
+        (lambda m: m["graph"].update(cache_dtype="int8"), "graph.cache_dtype"),  # fp32
         (lambda m: m["files"].pop("model.onnx"), "files"),
         (lambda m: m["files"].update({"../model.onnx": m["files"]["model.onnx"]}), "files"),
         (lambda m: m["files"].update({"/etc/passwd": m["files"]["model.onnx"]}), "files"),

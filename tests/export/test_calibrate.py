@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from app.bundle import Bundle
-from export.bundle import export_bundle
-from export.calibrate import COARSER, MARGIN, Range, calibrate, watch
+from export.bundle import Activations, KVCache, export_bundle
+from export.calibrate import CACHE_MARGIN, COARSER, MARGIN, Range, cache_scale, calibrate, watch
 from export.checkpoint import Checkpoint, load_checkpoint
+from export.errors import CheckpointError
 from export.quantize import LEVELS, Activation
 
 
@@ -28,18 +29,26 @@ def seen(*batches: np.ndarray) -> Range:
 
 
 def test_ranges_are_what_torch_sees(checkpoint: Checkpoint) -> None:
-    """Every product's input, over rows of unlike lengths whose padding must not count."""
+    """Every product's input and what is cached, over rows of unlike lengths without padding."""
     import torch
     from transformers import GPT2LMHeadModel
 
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, checkpoint.dimensions.vocabulary, n).tolist() for n in (3, 40, 17, 8)]
-    ranges = watch(checkpoint, rows)
+    ranges, peaks = watch(checkpoint, rows)
     model = GPT2LMHeadModel.from_pretrained(str(checkpoint.path), local_files_only=True).eval()
     expected = {name: Range() for name in ranges}
     for name, one in expected.items():
         module = model.transformer.get_submodule(name)
         module.register_forward_hook(lambda m, x, y, one=one: one.see(x[0][0].numpy()))
+    width = checkpoint.dimensions.width
+    cached = [np.zeros(2 * width, np.float32) for _ in peaks]
+    for block, peak in zip(model.transformer.h, cached, strict=True):
+
+        def see(m: object, x: object, y: torch.Tensor, peak: np.ndarray = peak) -> None:
+            np.maximum(peak, y[0, :, width:].abs().amax(dim=0).numpy(), out=peak)
+
+        block.attn.c_attn.register_forward_hook(see)
     with torch.no_grad():
         for row in rows:
             model(torch.tensor([row]))
@@ -49,6 +58,16 @@ def test_ranges_are_what_torch_sees(checkpoint: Checkpoint) -> None:
         for part in ("low", "high", "squares"):
             value, wanted = getattr(one, part), getattr(expected[name], part)
             assert value == pytest.approx(wanted, rel=1e-4), (name, part)
+    for peak, wanted_peak in zip(peaks, cached, strict=True):
+        np.testing.assert_allclose(peak.ravel(), wanted_peak, rtol=1e-4)
+
+
+def test_a_cache_scale_reaches_beyond_what_was_seen_and_is_never_zero() -> None:
+    scale = cache_scale(np.array([[2.0, 0.0], [1.0, 4.0]], np.float32))
+    assert scale.key.tolist() == pytest.approx([CACHE_MARGIN * 2 / LEVELS, 1 / LEVELS])
+    assert scale.value.tolist() == pytest.approx([CACHE_MARGIN / LEVELS, CACHE_MARGIN * 4 / LEVELS])
+    with pytest.raises(CheckpointError, match="not finite"):
+        cache_scale(np.array([[1.0], [np.inf]], np.float32))
 
 
 def test_one_scale_reaches_beyond_what_was_seen() -> None:
@@ -78,7 +97,7 @@ def test_nothing_to_go_by(x: np.ndarray) -> None:
 
 
 def test_the_head_is_never_given_one_scale(checkpoint: Checkpoint, fp32_bundle: Bundle) -> None:
-    found = calibrate(checkpoint, fp32_bundle, ["The weather is fine."])
+    found = calibrate(checkpoint, fp32_bundle, ["The weather is fine."]).activations
     assert found and "head" not in found
     assert found.keys() <= {
         f"h.{layer}.{part}"
@@ -88,15 +107,19 @@ def test_the_head_is_never_given_one_scale(checkpoint: Checkpoint, fp32_bundle: 
 
 
 @pytest.mark.parametrize("activations", ["static", "token"])
-def test_export_calibrates_unless_told_not_to(
-    random_checkpoint: Path, tmp_path: Path, activations: str
+@pytest.mark.parametrize("kv_cache", ["int8", "float32"])
+def test_export_calibrates_what_is_asked_for(
+    random_checkpoint: Path, tmp_path: Path, activations: Activations, kv_cache: KVCache
 ) -> None:
     bundle = export_bundle(
         random_checkpoint,
         tmp_path / "b",
-        activations=activations,  # type: ignore[arg-type]
+        activations=activations,
+        kv_cache=kv_cache,
         verify=False,
     )
     names = {tensor.name for tensor in onnx.load(str(bundle.model_path)).graph.initializer}
     assert ("h.0.attn.c_attn.step" in names) == (activations == "static")
     assert "unit.step" in names  # the head's
+    assert ("h.0.attn.key.scale" in names) == (kv_cache == "int8")
+    assert bundle.manifest.graph.cache_dtype == kv_cache

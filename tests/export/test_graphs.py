@@ -11,7 +11,7 @@ import pytest
 
 from app.bundle import Bundle
 from app.engine.session import OnnxDecoder
-from export.bundle import Activations, Precision, build_model, export_bundle
+from export.bundle import Activations, KVCache, Precision, build_model, export_bundle
 from export.checkpoint import load_checkpoint
 from export.quantize import Activation
 from export.verify import TorchOracle
@@ -29,13 +29,14 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("precision", "activations", "limit"),
+    ("precision", "activations", "kv_cache", "limit"),
     [
-        ("fp32", "token", 1e-5),
-        ("int8", "token", 0.05),
-        ("int8", "static", 0.1),
-        ("int4", "token", 0.3),
-        ("fp16", "token", 5e-3),
+        ("fp32", "token", "float32", 1e-5),
+        ("int8", "token", "float32", 0.05),
+        ("int8", "token", "int8", 0.06),
+        ("int8", "static", "int8", 0.1),
+        ("int4", "token", "int8", 0.3),
+        ("fp16", "token", "float32", 5e-3),
     ],
 )
 def test_logits_are_those_of_transformers(
@@ -44,6 +45,7 @@ def test_logits_are_those_of_transformers(
     oracle: TorchOracle,
     precision: Precision,
     activations: Activations,
+    kv_cache: KVCache,
     limit: float,
 ) -> None:
     bundle = export_bundle(
@@ -51,6 +53,7 @@ def test_logits_are_those_of_transformers(
         tmp_path / "b",
         precision=precision,
         activations=activations,
+        kv_cache=kv_cache,
         verify=False,
     )
     decoder = OnnxDecoder(bundle, slots=2, threads=1)

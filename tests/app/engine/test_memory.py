@@ -37,6 +37,13 @@ def test_half_precision_takes_half(fp32_bundle: Bundle) -> None:
     assert 2 * half.bytes == CacheSize.of(manifest, 4).bytes == 4 * 128 * 1024
 
 
+def test_an_int8_cache_takes_a_quarter(int8_bundle: Bundle, fp32_bundle: Bundle) -> None:
+    size = CacheSize.of(int8_bundle.manifest, 4)
+    assert 4 * size.bytes == CacheSize.of(fp32_bundle.manifest, 4).bytes
+    decoder = OnnxDecoder(int8_bundle, slots=4)
+    assert sum(a.nbytes for a in decoder._caches._arrays) == size.bytes
+
+
 def test_slots_follow_from_the_limit(fp32_bundle: Bundle) -> None:
     manifest = fp32_bundle.manifest  # 131,072 bytes a slot
     assert fit_cache(manifest, None, None).slots == 32
