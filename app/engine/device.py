@@ -10,6 +10,7 @@ code runs on the CPU provider, which is how it is tested without a GPU.
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any, Final
 
 import numpy as np
@@ -113,10 +114,11 @@ def needs(bundle: Bundle) -> str | None:
     manifest = bundle.manifest
     if manifest.model.precision == "fp16" and manifest.graph.best_ids is not None:
         return None
+    path = shlex.quote(str(bundle.path))
     older = " of an older version" if manifest.model.precision == "fp16" else ""
     return (
         f"a GPU needs an fp16 bundle, this one is {manifest.model.precision}{older}; make one with "
-        f"`gpt2-mt export {bundle.path} {bundle.path.name}-fp16 --precision fp16`"
+        f"`gpt2-mt export {path} {shlex.quote(bundle.path.name)}-fp16 --precision fp16`"
     )
 
 

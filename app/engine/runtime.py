@@ -79,5 +79,9 @@ def create_session(
     except Exception as error:  # the binding's exceptions share no base
         raise BundleError(f"the model cannot be loaded: {error}", param="model.onnx") from error
     if provider not in session.get_providers():
-        raise InvalidField(f"device {device!r} cannot be used: {provider} failed", param="device")
+        raise InvalidField(
+            f"device {device!r} cannot be used: {provider} failed, for which onnxruntime gives a "
+            "reason above; a driver and the libraries of CUDA and cuDNN are needed",
+            param="device",
+        )
     return session
