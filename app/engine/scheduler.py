@@ -36,6 +36,7 @@ from app.engine.request import (
     Finished,
     FinishReason,
     Hypothesis,
+    Logits,
     Request,
     Token,
 )
@@ -223,7 +224,7 @@ class Scheduler:
             self._retry(self._table.owners[guilty].sequence)
             self._sweep()
 
-    def _decode_run(self, rows: int) -> NDArray[np.float32] | None:
+    def _decode_run(self, rows: int) -> Logits | None:
         tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
         return self._try("decode", lambda: self._decoder.decode(tokens, lengths))
 
@@ -234,31 +235,26 @@ class Scheduler:
             self._report.failures.append((phase, error))
             return None
 
-    def _accept(self, first: int, logits: NDArray[np.float32]) -> None:
+    def _accept(self, first: int, logits: Logits) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
         rows = self._table.owners[first : first + len(logits)]
         ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
         now = self._clock()
         self._table.feed(first, ids)
         searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
-        for row, values, token, logprob in zip(rows, logits, ids.tolist(), logprobs, strict=True):
+        for i, (row, token) in enumerate(zip(rows, ids.tolist(), strict=True)):
             if row.sequence.reading:
                 continue
             if row.sequence.search is None:
-                self._take(row.sequence, values, token, logprob, now)
+                self._take(row.sequence, logits, i, token, logprobs[i], now)
             else:
-                searched.setdefault(row.sequence, {})[row] = (values, token, logprob)
+                searched.setdefault(row.sequence, {})[row] = (logits[i], token, logprobs[i])
         for sequence, read in searched.items():
             self._search(sequence, read, now)
         self._sweep()
 
     def _take(
-        self,
-        sequence: Sequence,
-        logits: NDArray[np.float32],
-        token: int,
-        logprob: float,
-        now: float,
+        self, sequence: Sequence, logits: Logits, at: int, token: int, logprob: float, now: float
     ) -> None:
         """Give a sequence its next token; it leaves its row when it ends or must start again."""
         request, output = sequence.request, sequence.output
@@ -279,7 +275,7 @@ class Scheduler:
             self._finish(sequence, "stop", now)
             return
         count = request.sampling.logprobs
-        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
+        top = tuple(likeliest(logits[at], count, token, logprob)) if count else ()
         self._tell(sequence, Token(token, logprob, top))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:

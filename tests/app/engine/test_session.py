@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.bundle import Bundle
-from app.engine import session
-from app.engine.session import OnnxDecoder, available_threads
+from app.engine.session import OnnxDecoder
 from app.errors import BundleError, InvalidField
 
 Logits = NDArray[np.float32]
@@ -179,33 +177,12 @@ def test_move_refuses(fp32_bundle: Bundle, source: int, target: int, length: int
 @pytest.mark.parametrize(
     ("options", "param"),
     [({"slots": 0}, "slots"), ({"capacity": 129}, "capacity"), ({"capacity": 1}, "capacity"),
-     ({"threads": 0}, "threads"), ({"device": "tpu"}, "device"), ({"device": "cuda"}, "device")],
+     ({"threads": 0}, "threads")],
 )  # fmt: skip
 def test_options_are_checked(int8_bundle: Bundle, options: dict[str, int], param: str) -> None:
     with pytest.raises(InvalidField) as caught:
         OnnxDecoder(int8_bundle, **{"slots": 1, "threads": 1, **options})  # type: ignore[arg-type]
     assert caught.value.param == param
-
-
-def test_threads_follow_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_threads(tmp_path) == 8
-    for text, expected in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):
-        (tmp_path / "cpu.max").write_text(text)
-        assert available_threads(tmp_path) == expected
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    for text, expected in (("-1\n", 8), ("300000\n", 3)):
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(text)
-        assert available_threads(tmp_path) == expected
-
-
-def test_the_copy_model_copies() -> None:
-    """The one-node graph that moves a slot on a GPU, tried on the CPU."""
-    copy = session.create_session(session._IDENTITY, "cpu", 1)
-    x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
-    assert np.array_equal(copy.run(None, {"x": x})[0], x)
 
 
 @pytest.mark.parametrize(
