@@ -140,7 +140,19 @@ class RemoteLogits(Protocol):
         """As `app.engine.sampling.greedy`."""
 
 
-Logits = NDArray[np.float32] | RemoteLogits  # (n, vocabulary)
+class HostLogits(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
+    """Logits (n, vocabulary) in memory; `sums` (n,) of exp(logit - largest), where they are known.
+
+    What is cut out of it does not know them.
+    """
+
+    sums: NDArray[np.float32] | None
+
+    def __array_finalize__(self, source: object) -> None:
+        self.sums = None
+
+
+Logits = NDArray[np.float32] | HostLogits | RemoteLogits  # (n, vocabulary)
 
 
 class Decoder(Protocol):

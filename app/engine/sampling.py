@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.request import Logits, Sampling
+from app.engine.request import HostLogits, Logits, Sampling
 
 _BLOCK = 128  # values per block where a row is searched in two levels
 _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for top-p
@@ -181,6 +181,8 @@ def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
 
 def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
     """The best token of each row (the lowest id on ties) and its log-probability."""
+    if isinstance(logits, HostLogits) and logits.sums is not None:
+        return _greedy_by(logits.view(np.ndarray), logits.sums)
     ids = np.empty(len(logits), np.int64)
     logprobs: list[float] = []
     scratch = np.empty(logits.shape[1], np.float32)  # one row: stays in the cache
@@ -193,6 +195,17 @@ def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]
             total = float(np.add.reduce(scratch))
             logprobs.append(-math.log(total) if math.isfinite(total) else math.nan)
     return ids, logprobs
+
+
+def _greedy_by(
+    logits: NDArray[np.float32], sums: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], list[float]]:
+    """The same where the sums of exp(logit - largest) are known."""
+    ids = logits.argmax(axis=1)
+    best = logits[np.arange(len(ids)), ids]
+    told = np.isfinite(best) & np.isfinite(sums)
+    totals = zip(sums.tolist(), told.tolist(), strict=True)
+    return ids, [-math.log(total) if known else math.nan for total, known in totals]
 
 
 def choose(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from app.bundle import MANIFEST, Bundle, CacheType
 from app.engine.golden import check_golden
 from app.engine.memory import COLUMNS, CacheSize
-from app.engine.request import Logits
+from app.engine.request import HostLogits, Logits
 from app.engine.runtime import Device, create_session
 from app.errors import BundleError, InvalidField
 
@@ -51,8 +51,9 @@ def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
         names.total_sequence_length: ("tensor(int32)", ()),
     }
     wanted_out: dict[str, _Kind] = {names.logits: ("tensor(float)", (model.vocabulary,))}
-    if names.best_ids is not None and names.best_sums is not None:
+    if names.best_ids is not None:
         wanted_out[names.best_ids] = ("tensor(int64)", ())
+    if names.best_sums is not None:
         wanted_out[names.best_sums] = ("tensor(float)", ())
     for layer in range(model.layers):
         for name in (names.past_key, names.past_value):
@@ -251,7 +252,7 @@ class GraphDecoder(ABC, Generic[L]):
         """Bind the outputs, run the model."""
 
 
-class OnnxDecoder(GraphDecoder[NDArray[np.float32]]):
+class OnnxDecoder(GraphDecoder[HostLogits]):
     """On the CPU provider: everything is a numpy array, and nothing is copied."""
 
     def _allocate(self, bundle: Bundle) -> Caches:
@@ -265,12 +266,15 @@ class OnnxDecoder(GraphDecoder[NDArray[np.float32]]):
     def _send(self, step: Step) -> None:
         pass  # the arrays are the buffers
 
-    def _run(self, binding: ort.IOBinding, rows: int) -> NDArray[np.float32]:
+    def _run(self, binding: ort.IOBinding, rows: int) -> HostLogits:
         # A new array each time: an answer must not change under the caller at the next run.
-        logits = np.empty((rows, self.vocabulary), np.float32)
-        binding.bind_output(
-            self._names.logits, "cpu", 0, np.float32, logits.shape, logits.ctypes.data
-        )
+        logits = np.empty((rows, self.vocabulary), np.float32).view(HostLogits)
+        outputs: list[tuple[str, NDArray[Any]]] = [(self._names.logits, logits)]
+        if self._names.best_sums is not None:
+            logits.sums = np.empty(rows, np.float32)
+            outputs.append((self._names.best_sums, logits.sums))
+        for name, array in outputs:
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits
 

@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.bundle import Bundle
+from app.engine.request import HostLogits
+from app.engine.sampling import greedy as best_of
 from app.engine.session import OnnxDecoder
 from app.errors import BundleError, InvalidField
 
@@ -53,6 +55,31 @@ def test_batch_equals_alone_bit_by_bit(bundle: Bundle) -> None:
         logits = decoder.decode(logits.argmax(axis=1), lengths + step - 1)
         for row in range(len(prompts)):
             assert np.array_equal(logits[row], expected[row][step])
+
+
+def test_the_graphs_sums_are_numpys_and_each_rows_own(bundle: Bundle) -> None:
+    """Bit by bit alone and in company, and near those of the slow path."""
+    alone = OnnxDecoder(bundle, slots=1, threads=2)
+    prompts = make_prompts(alone.vocabulary)
+    logits = OnnxDecoder(bundle, slots=len(prompts), threads=2).prefill(0, prompts)
+    assert logits.sums is not None and logits[1:].sums is None
+    for row, prompt in enumerate(prompts):
+        single = alone.prefill(0, [prompt])
+        assert single.sums is not None and single.sums[0] == logits.sums[row]
+    ids, logprobs = best_of(logits)
+    slow_ids, slow = best_of(np.array(logits))
+    assert ids.tolist() == slow_ids.tolist()
+    np.testing.assert_allclose(logprobs, slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_has_no_log_probability(broken: float) -> None:
+    rows = np.zeros((2, 5), np.float32)
+    rows[1, 3] = broken
+    logits = rows.view(HostLogits)
+    logits.sums = np.full(2, 5.0, np.float32)
+    _, logprobs = best_of(logits)
+    assert logprobs[0] == pytest.approx(-np.log(5.0)) and np.isnan(logprobs[1])
 
 
 @pytest.mark.parametrize("chunk", [2, 16, 32, 64])
