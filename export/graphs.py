@@ -23,8 +23,8 @@ from app.bundle import CacheType, GraphSpec
 from export.checkpoint import Dimensions, Tensors
 
 OPSET: Final = 21
-# CUDA has ReduceMax and ReduceMin of 18 only (ONNX Runtime's OperatorKernels.md); those of 20 would
-# run on the CPU, all logits with them.
+# CUDA has Equal of 13 and ReduceMax and ReduceMin of 18 (ONNX Runtime's OperatorKernels.md); their
+# later versions would run on the CPU, all logits with them.
 HALF_OPSET: Final = 18
 IR_VERSION: Final = 10
 MICROSOFT: Final = "com.microsoft"
