@@ -40,8 +40,8 @@ from app.engine.request import (
     Request,
     Token,
 )
-from app.engine.sampling import choose, likeliest
-from app.engine.sequence import Row, Sequence, StepReport
+from app.engine.sampling import likeliest
+from app.engine.sequence import Row, Sequence, StepReport, choose_rows
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 T = TypeVar("T")
@@ -238,7 +238,12 @@ class Scheduler:
     def _accept(self, first: int, logits: Logits) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
         rows = self._table.owners[first : first + len(logits)]
-        ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
+        if (chosen := self._try("decode", lambda: choose_rows(rows, logits))) is None:
+            for row in rows:
+                if not row.left:
+                    self._retry(row.sequence)
+            return self._sweep()
+        ids, logprobs, values = chosen
         now = self._clock()
         self._table.feed(first, ids)
         searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
@@ -246,15 +251,20 @@ class Scheduler:
             if row.sequence.reading:
                 continue
             if row.sequence.search is None:
-                self._take(row.sequence, logits, i, token, logprobs[i], now)
+                self._take(row.sequence, values.get(i), token, logprobs[i], now)
             else:
-                searched.setdefault(row.sequence, {})[row] = (logits[i], token, logprobs[i])
+                searched.setdefault(row.sequence, {})[row] = (values[i], token, logprobs[i])
         for sequence, read in searched.items():
             self._search(sequence, read, now)
         self._sweep()
 
     def _take(
-        self, sequence: Sequence, logits: Logits, at: int, token: int, logprob: float, now: float
+        self,
+        sequence: Sequence,
+        logits: NDArray[np.float32] | None,
+        token: int,
+        logprob: float,
+        now: float,
     ) -> None:
         """Give a sequence its next token; it leaves its row when it ends or must start again."""
         request, output = sequence.request, sequence.output
@@ -275,7 +285,7 @@ class Scheduler:
             self._finish(sequence, "stop", now)
             return
         count = request.sampling.logprobs
-        top = tuple(likeliest(logits[at], count, token, logprob)) if count else ()
+        top = () if logits is None else tuple(likeliest(logits, count, token, logprob))
         self._tell(sequence, Token(token, logprob, top))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:
