@@ -108,6 +108,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="size of the beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
     add("--length-penalty", type=float, default=1.0,
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
+    add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -166,7 +167,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:
-            rows = evaluate(translate, tests, out=args.out, progress=_progress)
+            rows = evaluate(
+                translate, tests, lowercase=args.lowercase, out=args.out, progress=_progress
+            )
         _say(table(rows) + "\n")
     _say(text_table(evaluate_text(args.model, args.testdir, args.sets, args.limit, args.out)))
     return 0
