@@ -43,6 +43,12 @@ class BadJson(AppError):
     title = "The body is not valid JSON"
 
 
+class BadForm(AppError):
+    status = 400
+    code = "bad_form"
+    title = "The body is not a valid form"
+
+
 class NotFound(AppError):
     status = 404
     code = "not_found"

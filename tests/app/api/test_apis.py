@@ -1,0 +1,99 @@
+"""What all compatible APIs share: metrics under their routes, errors of the engine, switches."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from app.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SettingsError
+from app.settings import Settings
+from tests.fakes import FakeDecoder
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/translate": {"q": "Hello.", "source": "en", "target": "de"},
+}
+SHAPES: dict[str, Callable[[Any], str]] = {
+    "/translate": lambda body: body["error"],
+}
+# of QueueFull, NotReady, EngineFailed, DeadlineExceeded and any exception
+STATUSES = {
+    "/translate": (429, 503, 500, 504, 500),
+}
+RAISED = (
+    QueueFull("2048 sequences are waiting", retry_after_s=3),
+    NotReady("the server is shutting down", retry_after_s=5),
+    EngineFailed("node 17 of the graph"),
+    DeadlineExceeded("no complete answer within timeout_s=120"),
+    RuntimeError("secret path /srv/models"),
+)
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_errors_of_the_engine_are_told_in_the_shape_of_the_api(
+    client: httpx.Client, server: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for error, status in zip(RAISED, STATUSES[path], strict=True):
+
+        def fail(requests: Any, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(server.engine, "submit", fail)
+        response = client.post(path, json=REQUESTS[path])
+        assert response.status_code == status, response.text
+        message = SHAPES[path](response.json())
+        assert message and "secret" not in message and "graph" not in message
+        waits = isinstance(error, QueueFull | NotReady)
+        assert ("Retry-After" in response.headers) == waits
+
+
+def test_requests_are_counted_by_route(client: httpx.Client) -> None:
+    for path, body in REQUESTS.items():
+        assert client.post(path, json=body).status_code == 200
+        text = client.get("/metrics").text
+        line = rf'gpt2mt_http_requests_total\{{endpoint="{path}",method="POST",status="200"\}}'
+        assert re.search(line, text), path
+
+
+def test_a_client_that_goes_away_frees_its_slots(fake_server: Callable[..., Any]) -> None:
+    gate = threading.Event()
+
+    def wait(phase: str, call: int) -> None:
+        if phase == "decode":
+            gate.wait(10)
+
+    with fake_server(FakeDecoder(vocabulary=600, capacity=128, hook=wait)) as server:
+        for path, body in REQUESTS.items():
+            with pytest.raises(httpx.ReadTimeout):
+                server.client.post(path, json=body, timeout=0.3)
+        gate.set()
+        server.wait_until_idle()
+        gone = 'status="499"'
+        server.wait(
+            lambda: server.client.get("/metrics").text.count(gone) == len(REQUESTS), "not counted"
+        )
+
+
+def test_apis_can_be_switched_off(fake_server: Callable[..., Any]) -> None:
+    with fake_server(FakeDecoder(vocabulary=600), apis=()) as server:
+        for path, body in REQUESTS.items():
+            response = server.client.post(path, json=body)
+            assert response.status_code == 404, path
+            assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_the_setting_names_apis() -> None:
+    assert Settings.load({}, {}).apis
+    assert Settings.load({"apis": "libretranslate"}, {}).apis == ("libretranslate",)
+    assert Settings.load({"apis": " "}, {}).apis == ()
+    with pytest.raises(SettingsError, match="apis"):
+        Settings.load({"apis": "libretranslate,soap"}, {})
+
+
+def test_the_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2MT_APIS", "libretranslate, libretranslate")
+    assert Settings.load().apis == ("libretranslate", "libretranslate")
