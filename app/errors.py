@@ -55,6 +55,11 @@ class NotFound(AppError):
     title = "There is no such resource"
 
 
+class UnknownModel(NotFound):
+    code = "model_not_found"
+    title = "The model is not served"
+
+
 class MethodNotAllowed(AppError):
     status = 405
     code = "method_not_allowed"

@@ -22,6 +22,7 @@ class State:
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
+        self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
@@ -42,6 +43,7 @@ from app.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from app.service import Service
 from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
 from app.tasks.job import Usage
 from app.tasks.translate import TranslateOptions, Translation
@@ -138,24 +140,7 @@ async def generate(
 
 @router.get("/models", summary="The model that is served", responses=errors(NotReady))
 async def models(service: ServiceOf) -> ModelsAnswer:
-    manifest = service.bundle.manifest
-    limits = service.limits
-    model = ModelAnswer(
-        id=manifest.name,
-        created=manifest.created,
-        precision=manifest.model.precision,
-        parameters=manifest.model.parameters,
-        context=limits.context,
-        tasks=sorted(manifest.templates),
-        languages=list(manifest.languages),
-        pairs=list(manifest.pairs),
-        limits={
-            "max_prompt_tokens": limits.max_prompt_tokens,
-            "max_items": limits.max_items,
-            "max_characters": limits.max_characters,
-        },
-    )
-    return ModelsAnswer(data=[model])
+    return ModelsAnswer(data=[model_of(service)])
 
 
 @router.get("/languages", summary="Languages and their targets", responses=errors(NotReady))
@@ -169,6 +154,34 @@ async def languages(service: ServiceOf) -> LanguagesAnswer:
             for code, name in manifest.languages.items()
         ]
     )
+
+
+def model_of(service: Service) -> ModelAnswer:
+    manifest = service.bundle.manifest
+    limits = service.limits
+    return ModelAnswer(
+        id=manifest.name,
+        created=_unix_time(manifest.created),
+        created_at=manifest.created,
+        precision=manifest.model.precision,
+        parameters=manifest.model.parameters,
+        context=limits.context,
+        tasks=sorted(manifest.templates),
+        languages=list(manifest.languages),
+        pairs=list(manifest.pairs),
+        limits={
+            "max_prompt_tokens": limits.max_prompt_tokens,
+            "max_items": limits.max_items,
+            "max_characters": limits.max_characters,
+        },
+    )
+
+
+def _unix_time(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:  # a manifest may say anything
+        return 0
 
 
 async def _events(stream: GenerationStream, logprobs: bool) -> AsyncIterator[dict[str, Any]]:

@@ -16,13 +16,19 @@ from tests.fakes import FakeDecoder
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "/translate": {"q": "Hello.", "source": "en", "target": "de"},
+    "/v2/translate": {"text": ["Hello."], "source_lang": "EN", "target_lang": "DE"},
+    "/v1/completions": {"prompt": "The", "max_tokens": 4},
 }
 SHAPES: dict[str, Callable[[Any], str]] = {
     "/translate": lambda body: body["error"],
+    "/v2/translate": lambda body: body["message"],
+    "/v1/completions": lambda body: body["error"]["message"],
 }
 # of QueueFull, NotReady, EngineFailed, DeadlineExceeded and any exception
 STATUSES = {
     "/translate": (429, 503, 500, 504, 500),
+    "/v2/translate": (503, 503, 500, 504, 500),
+    "/v1/completions": (503, 503, 500, 504, 500),
 }
 RAISED = (
     QueueFull("2048 sequences are waiting", retry_after_s=3),
