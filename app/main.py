@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import deepl, health, libretranslate, openai, v1
+from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe
@@ -20,7 +20,13 @@ from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
 
-APIS = {"libretranslate": libretranslate, "deepl": deepl, "openai": openai}
+APIS = {
+    "libretranslate": libretranslate,
+    "deepl": deepl,
+    "openai": openai,
+    "tgi": tgi,
+    "inference_protocol": inference_protocol,
+}
 log = logging.getLogger("app.main")
 
 

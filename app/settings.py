@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import SettingsError
 
 PREFIX = "GPT2MT_"
-Api = Literal["libretranslate", "deepl", "openai"]
+Api = Literal["libretranslate", "deepl", "openai", "tgi", "inference_protocol"]
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "default"
 
 

@@ -9,6 +9,7 @@ the match (unless `keep_stop`) and all behind it are withheld and the slot is fr
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,9 +136,9 @@ class Generation:
 
     @property
     def score(self) -> float:
-        """The mean log-probability a token; of one without tokens 0."""
+        """The mean log-probability a token, by which completions of a prompt are ranked."""
         logprobs = [token.logprob for token in self.tokens or ()]
-        return sum(logprobs) / len(logprobs) if logprobs else 0.0
+        return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,11 @@ class Generator:
             requests = self._requests(items, fields, options)
         job = Job(self._engine, requests, deadline, tokens=tokens)
         return GenerationStream(job, requests, self._tokenizer, options)
+
+    def spans(self, text: str, param: str) -> list[tuple[int, int, int]]:
+        """The tokens of a text, without those that the prompt adds: id, and from and to where."""
+        check_texts(text, self._limits, param)
+        return self._tokenizer.spans(text, param=param)
 
     def _requests(
         self, items: Sequence[str], fields: Sequence[str], options: GenerateOptions

@@ -18,17 +18,26 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/translate": {"q": "Hello.", "source": "en", "target": "de"},
     "/v2/translate": {"text": ["Hello."], "source_lang": "EN", "target_lang": "DE"},
     "/v1/completions": {"prompt": "The", "max_tokens": 4},
+    "/generate": {"inputs": "The", "parameters": {"max_new_tokens": 4}},
+    "/generate_stream": {"inputs": "The", "parameters": {"max_new_tokens": 4}},
+    "/": {"inputs": "The", "parameters": {"max_new_tokens": 4}},
 }
 SHAPES: dict[str, Callable[[Any], str]] = {
     "/translate": lambda body: body["error"],
     "/v2/translate": lambda body: body["message"],
     "/v1/completions": lambda body: body["error"]["message"],
+    "/generate": lambda body: body["error"],
+    "/generate_stream": lambda body: body["error"],
+    "/": lambda body: body["error"],
 }
 # of QueueFull, NotReady, EngineFailed, DeadlineExceeded and any exception
 STATUSES = {
     "/translate": (429, 503, 500, 504, 500),
     "/v2/translate": (503, 503, 500, 504, 500),
     "/v1/completions": (503, 503, 500, 504, 500),
+    "/generate": (429, 503, 424, 504, 500),
+    "/generate_stream": (429, 503, 424, 504, 500),
+    "/": (429, 503, 424, 504, 500),
 }
 RAISED = (
     QueueFull("2048 sequences are waiting", retry_after_s=3),
@@ -88,7 +97,7 @@ def test_apis_can_be_switched_off(fake_server: Callable[..., Any]) -> None:
     with fake_server(FakeDecoder(vocabulary=600), apis=()) as server:
         for path, body in REQUESTS.items():
             response = server.client.post(path, json=body)
-            assert response.status_code == 404, path
+            assert response.status_code == (405 if path == "/" else 404), path
             assert response.headers["Content-Type"] == "application/problem+json"
 
 
