@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.api.markup import require_plain
+from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
 from app.api.state import ServiceOf, StateOf
@@ -23,7 +24,6 @@ from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, Translation
 
-router = APIRouter(prefix="/v2", tags=["DeepL"])
 # Languages that are a target by region only, and the regions' names.
 _REGIONS = {
     "en": {"GB": "British", "US": "American"},
@@ -74,6 +74,9 @@ class LanguagesFields(BaseModel):
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
     return 400 if error.status == 422 else error.status, {"message": detail(error)}
+
+
+router = APIRouter(prefix="/v2", tags=["DeepL"], responses=shaped(tell))
 
 
 @router.post(

@@ -38,8 +38,8 @@ class Dialects:
         errors: Sequence[Mapping[str, Any]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        path: str = getattr(scope.get("route"), "path", scope["path"])
-        telling = self._by_path.get(path)
+        path = getattr(scope.get("route"), "path", scope["path"])
+        telling = self._by_path.get(str(path))
         if telling is None:
             return problem(error, scope, errors=errors, headers=headers)
         status, body = telling(error)

@@ -11,16 +11,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.health import live as alive
+from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.state import ServiceOf, StateOf
 from app.errors import AppError, UnknownModel
 from app.service import Service
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
     return error.status, {"error": detail(error)}
+
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=shaped(tell))
 
 
 @router.get("/health/live", summary="Alive")

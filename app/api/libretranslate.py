@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from app.api.markup import require_plain
+from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, media_type, unless_gone
 from app.api.state import ServiceOf, StateOf
@@ -25,7 +26,6 @@ from app.tasks.languages import served
 from app.tasks.translate import AUTO, BOUNDS, PLAIN, TranslateOptions, Translation
 from app.text.detect import Detection
 
-router = APIRouter(tags=["LibreTranslate"])
 _TOLD = {"zh": "zh-Hans"}  # codes that LibreTranslate tells otherwise
 _CANDIDATES = 3  # languages that /detect tells at most
 _FRONTEND_TIMEOUT_MS = 500  # LibreTranslate's default
@@ -67,6 +67,9 @@ def tell(error: AppError) -> tuple[int, dict[str, str]]:
         return 429, {"error": f"Slowdown: {error.detail}"}
     status = 400 if error.status in (400, 415, 422) else error.status
     return status, {"error": detail(error)}
+
+
+router = APIRouter(tags=["LibreTranslate"], responses=shaped(tell))
 
 
 @router.post(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.schemas import Bias, ModelAnswer, Real, Stops, Texts, TokenId, within
@@ -33,8 +34,6 @@ from app.tasks.generate import (
     Scored,
 )
 from app.tasks.job import Usage
-
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
 class StreamOptions(BaseModel):
@@ -109,6 +108,9 @@ def tell(error: AppError) -> tuple[int, dict[str, Any]]:
     kind = "invalid_request_error" if status < 500 else "server_error"
     told = {"message": detail(error), "type": kind, "param": error.param, "code": error.code}
     return status, {"error": told}
+
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=shaped(tell))
 
 
 @router.post(

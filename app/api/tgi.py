@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.state import ServiceOf, State, StateOf
@@ -26,7 +27,6 @@ from app.errors import AppError, EngineFailed, InvalidField, NotReady, QueueFull
 from app.service import Service
 from app.tasks.generate import MAX_STOPS, SEEDS, GenerateOptions, GenerateResult, Generation
 
-router = APIRouter(tags=["Text Generation Inference"])
 _COMPUTE_TYPE = "onnxruntime"
 
 
@@ -48,9 +48,10 @@ def _told(message: str, kind: str) -> dict[str, str]:
     return {"error": message, "error_type": kind}
 
 
-@router.post(
-    "/generate", summary="Generate, as TGI does", dependencies=[Depends(require_json)]
-)
+router = APIRouter(tags=["Text Generation Inference"], responses=shaped(tell))
+
+
+@router.post("/generate", summary="Generate, as TGI does", dependencies=[Depends(require_json)])
 async def generate(
     body: TgiRequest, request: Request, state: StateOf, service: ServiceOf
 ) -> Response:
@@ -131,9 +132,7 @@ async def _whole(
     return JSONResponse([answer] if as_array else answer, headers=headers)
 
 
-async def _stream(
-    body: TgiRequest, request: Request, state: State, service: Service
-) -> Response:
+async def _stream(body: TgiRequest, request: Request, state: State, service: Service) -> Response:
     if body.parameters.best_of != 1:
         raise InvalidField("`best_of` != 1 is not supported when streaming", param="best_of")
     options = _options(body)

@@ -61,7 +61,7 @@ class TgiParameters(BaseModel):
 
 
 def _sampled() -> TgiParameters:
-    return TgiParameters(do_sample=True)
+    return TgiParameters.model_validate({"do_sample": True})
 
 
 class TgiTokenizeRequest(BaseModel):

@@ -80,9 +80,7 @@ async def translate(
     options = TranslateOptions(
         body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch
     )
-    work = service.translator.run(
-        body.text, body.source, body.target, deadline, options=options
-    )
+    work = service.translator.run(body.text, body.source, body.target, deadline, options=options)
     result = await unless_gone(request, work)
     response.headers["Server-Timing"] = server_timing(result.timing)
     return TranslateAnswer(

@@ -163,8 +163,8 @@ class Generator:
         deadline: Deadline,
         param: str = "prompt",
     ) -> GenerateResult:
-        tokens = bool(options.stop)
-        stream = await self.start(prompts, options, deadline, param, tokens=tokens)
+        needed = bool(options.stop)
+        stream = await self.start(prompts, options, deadline, param, tokens=needed)
         chunks: list[list[Chunk]] = [[] for _ in range(stream.count)]
         async for chunk in stream.chunks():
             chunks[chunk.index].append(chunk)

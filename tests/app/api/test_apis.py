@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import deepl
 import httpx
+import huggingface_hub
+import openai
 import pytest
+from libretranslatepy import LibreTranslateAPI
 
 from app.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SettingsError
 from app.settings import Settings
@@ -99,6 +104,28 @@ def test_apis_can_be_switched_off(fake_server: Callable[..., Any]) -> None:
             response = server.client.post(path, json=body)
             assert response.status_code == (405 if path == "/" else 404), path
             assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_the_lines_of_the_readme_work(server: Any) -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", text, re.S)
+    assert block is not None
+    names = {"LibreTranslateAPI": LibreTranslateAPI, "deepl": deepl, "openai": openai,
+             "huggingface_hub": huggingface_hub}  # fmt: skip
+    lines = block[1].replace("localhost:8000", f"127.0.0.1:{server.port}").splitlines()
+    assert len(lines) == len(names)
+    for line in lines:
+        assert eval(line.replace("gpt2-mt-mini", "tiny-fp32"), names)
+
+
+def test_paths_are_in_the_document(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in set(REQUESTS) - {"/"}:
+        operation = paths[path]["post"]
+        assert operation["requestBody"]["content"]["application/json"]["schema"], path
+        assert set(operation["responses"]) == {"200", "default"}, path
+        example = operation["responses"]["default"]["content"]["application/json"]["example"]
+        assert "top_p" in SHAPES[path](example), path
 
 
 def test_the_setting_names_apis() -> None:

@@ -92,9 +92,7 @@ def test_the_client_streams(
     hub: InferenceClient, client: httpx.Client, sentences: list[str], stop: list[str]
 ) -> None:
     for prompt in sentences[::4]:
-        expected = own(
-            client, prompt=prompt, max_tokens=16, seed=4, temperature=0.9, logprobs=0
-        )
+        expected = own(client, prompt=prompt, max_tokens=16, seed=4, temperature=0.9, logprobs=0)
         options: Any = {"max_new_tokens": 16, "seed": 4, "temperature": 0.9, "stop": stop}
         parts = list(hub.text_generation(prompt, stream=True, **options))
         assert "".join(parts) == expected["text"]
