@@ -38,7 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await asyncio.to_thread(_open, settings, state.metrics)
         state.service = service
-        log.info("ready: %s, KV cache %s", service.bundle.manifest.name, service.cache)
+        name = service.bundle.manifest.name
+        log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
 

@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(DEFAULT_BUNDLE, description="Directory of the model bundle.")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where the bundle can run on it, else the CPU."
+    )
     threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
     slots: int | None = Field(
         None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."
