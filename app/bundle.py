@@ -24,8 +24,9 @@ from app.errors import BundleError
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
+SHORTLIST: Final = "shortlist.npz"  # optional
 FORMAT: Final = "gpt2-mt-bundle"
-FORMAT_VERSION: Final = 2  # 2: int4, golden
+FORMAT_VERSION: Final = 2  # 2: int4, golden, shortlist
 READABLE: Final = (1, FORMAT_VERSION)
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
@@ -68,6 +69,26 @@ class ModelSpec(_Part):
     mask: Literal["causal"]
 
 
+class ListingSpec(_Part):
+    """Names in a graph that can compute chosen columns of its LM head for chosen rows.
+
+    The inputs have defaults: all rows get logits of the whole vocabulary, none is listed. In:
+    whole_rows (1,) int64, how many leading rows get those of the whole vocabulary; listed_rows (n,)
+    int64; columns, the head's, (width, columns) int8 with column_scales (columns,) float32, or
+    (columns, width) float32; table_ids (m,) int64. Out: listed_logits (n, columns) float32, and
+    the head's column of each of table_ids: table_rows (m, width) and table_scales (m, 1).
+    """
+
+    whole_rows: str = "whole_rows"
+    listed_rows: str = "listed_rows"
+    columns: str = "columns"
+    column_scales: str | None = None
+    listed_logits: str = "listed_logits"
+    table_ids: str = "table_ids"
+    table_rows: str = "table_rows"
+    table_scales: str | None = None
+
+
 class GraphSpec(_Part):
     """Names of the graph's inputs and outputs; cache names hold `{layer}`.
 
@@ -88,6 +109,7 @@ class GraphSpec(_Part):
     present_value: LayerName = "present_value.{layer}"
     logits: str = "logits"
     cache_dtype: Literal["float32", "float16"] = "float32"
+    listing: ListingSpec | None = None
 
 
 class LanguageTokens(_Part):
@@ -173,6 +195,10 @@ class Bundle:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / TOKENIZER
+
+    @property
+    def shortlist_path(self) -> Path | None:
+        return self.path / SHORTLIST if SHORTLIST in self.manifest.files else None
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> Bundle:

@@ -152,9 +152,13 @@ def record_scores(bundle: Bundle, scores: Sequence[ScoreEntry]) -> Bundle:
 
 
 def build_model(
-    source: Checkpoint, precision: Precision, activations: Mapping[str, Activation] | None = None
+    source: Checkpoint,
+    precision: Precision,
+    activations: Mapping[str, Activation] | None = None,
+    listing: bool = False,
 ) -> onnx.ModelProto:
-    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`."""
+    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`, `listing` as in
+    `export.graphs.build_graph`."""
     tensors = source.tensors
     weights: Weights
     if precision == "int8":
@@ -163,7 +167,8 @@ def build_model(
         weights = Int4Weights(tensors, {})
     else:
         weights = FloatWeights(tensors)
-    return build_graph(tensors, source.dimensions, weights, half=precision == "fp16")
+    half = precision == "fp16"
+    return build_graph(tensors, source.dimensions, weights, half=half, listing=listing)
 
 
 def make_manifest(

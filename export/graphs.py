@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from app.bundle import GraphSpec
+from app.bundle import GraphSpec, ListingSpec
 from export.checkpoint import Dimensions, Tensors
 
 OPSET: Final = 21
@@ -30,6 +30,8 @@ class Graph:
     def __init__(self, dtype: type[np.generic] = np.float32) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.dtype = dtype
 
     def add(self, op: str, *inputs: str, name: str, domain: str = "", **attributes: Any) -> str:
@@ -61,6 +63,16 @@ class Graph:
         return self.constant(name, value.astype(self.dtype))
 
 
+    def default(self, name: str, value: NDArray[Any], *shape: str | int) -> str:
+        """An input that need not be given."""
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return self.constant(name, value)
+
+    def output(self, name: str, kind: int, shape: list[str | int]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+
 class Weights(Protocol):
     """How the large matrices are stored and multiplied. Inputs are (rows, width)."""
 
@@ -72,6 +84,13 @@ class Weights(Protocol):
 
     def head(self, graph: Graph, x: str) -> str:
         """x @ embedding transposed: logits, (rows, vocabulary), in the graph's type."""
+
+    def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
+        """The head's product with columns that are an input, and the table they are taken from."""
+
+    @property
+    def listing(self) -> ListingSpec:
+        """The names that `listed` is given."""
 
 
 class FloatWeights:
@@ -92,6 +111,18 @@ class FloatWeights:
     def head(self, graph: Graph, x: str) -> str:
         table = graph.weight("wte.weight", self.tensors["wte.weight"])
         return graph.add("Gemm", x, table, name="head", transB=1)
+
+    def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
+        width = self.tensors["wte.weight"].shape[1]
+        graph.default(names.columns, np.zeros((1, width), np.float32), "columns", width)
+        graph.add("Gemm", x, names.columns, name=names.listed_logits, transB=1)
+        graph.add("Gather", "wte.weight", names.table_ids, name=names.table_rows)
+        graph.output(names.listed_logits, TensorProto.FLOAT, ["listed", "columns"])
+        graph.output(names.table_rows, TensorProto.FLOAT, ["table", width])
+
+    @property
+    def listing(self) -> ListingSpec:
+        return ListingSpec()
 
 
 class _Decoder:
@@ -175,14 +206,33 @@ class _Decoder:
             inner = graph.add("FastGelu", inner, name=f"{prefix}.mlp.gelu", domain=MICROSOFT)
             x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj")
         normed, _ = self.norm("ln_f", x, skip)
+        if self.names.listing is not None:
+            normed = self.listed(normed, self.names.listing)
         return weights.head(graph, normed)
+
+    def listed(self, x: str, names: ListingSpec) -> str:
+        """Computes chosen columns of chosen rows; returns the rows that get all columns."""
+        graph = self.graph
+        graph.default(names.listed_rows, np.zeros(0, np.int64), "listed")
+        graph.default(names.table_ids, np.zeros(0, np.int64), "table")
+        rows = graph.add("Gather", x, names.listed_rows, name="ln_f.listed")
+        self.weights.listed(graph, rows, names)
+        end = graph.default(names.whole_rows, np.array([np.iinfo(np.int64).max]), 1)
+        first = graph.constant("first", np.zeros(1, np.int64))
+        return graph.add("Slice", x, first, end, name="ln_f.whole")
 
 
 def build_graph(
-    tensors: Tensors, d: Dimensions, weights: Weights, *, half: bool = False
+    tensors: Tensors,
+    d: Dimensions,
+    weights: Weights,
+    *,
+    half: bool = False,
+    listing: bool = False,
 ) -> onnx.ModelProto:
-    """The whole model; `half` makes activations and cache float16 (for GPUs)."""
-    names = graph_names(half=half)
+    """The whole model; `half` makes activations and cache float16 (for GPUs), `listing` lets it
+    compute chosen columns of the LM head."""
+    names = graph_names(half=half, listing=weights.listing if listing else None)
     graph = Graph(np.float16 if half else np.float32)
     logits = _Decoder(graph, tensors, weights, d, names).build()
     if half:
@@ -207,7 +257,8 @@ def build_graph(
             outputs.append(info(present.format(layer=layer), cache, shape))
     model = helper.make_model(
         helper.make_graph(
-            graph.nodes, "gpt2", inputs, outputs, list(graph.initializers.values())
+            graph.nodes, "gpt2", inputs + graph.inputs, outputs + graph.outputs,
+            list(graph.initializers.values()),
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         producer_name="gpt2-mt",
@@ -217,5 +268,5 @@ def build_graph(
     return model
 
 
-def graph_names(*, half: bool = False) -> GraphSpec:
-    return GraphSpec(cache_dtype="float16" if half else "float32")
+def graph_names(*, half: bool = False, listing: ListingSpec | None = None) -> GraphSpec:
+    return GraphSpec(cache_dtype="float16" if half else "float32", listing=listing)

@@ -18,6 +18,24 @@ from numpy.typing import NDArray
 from app.errors import AppError
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The ids that alone may come in a sequence's output, ascending, of how many there are."""
+
+    ids: NDArray[np.int64]
+    vocabulary: int
+
+    def spread(self, logits: Logits) -> Logits:
+        """Theirs, in their places among those of the whole vocabulary, which are -inf."""
+        whole = np.full(self.vocabulary, -np.inf, np.float32)
+        whole[self.ids] = logits
+        return whole
+
+
+Only = Sequence[Candidates | None]  # of each row; without any it has the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +131,8 @@ class Request:
 
     The output begins with the `forced` ids: read with the prompt, told as tokens, and counted by
     every rule on the output (`max_tokens`, `min_tokens`, repeats), as if they had been chosen.
+    With `candidates` all others are left out as if they were not in the vocabulary: probabilities
+    are those among the candidates. Forced ids need not be among them.
     """
 
     prompt: tuple[int, ...]
@@ -123,11 +143,16 @@ class Request:
     deadline: float | None = None
     forced: tuple[int, ...] = ()
     beam: Beam | None = None
+    candidates: Candidates | None = None
 
     @property
     def slots(self) -> int:
         """How many slots it takes."""
         return 1 if self.beam is None else self.beam.size
+
+    def spread(self, logits: Logits) -> Logits:
+        """What a run told of it, (vocabulary,); see `Candidates`."""
+        return logits if self.candidates is None else self.candidates.spread(logits)
 
 
 class Decoder(Protocol):
@@ -142,6 +167,7 @@ class Decoder(Protocol):
     spare: int  # slots behind these that only `move` reaches
     capacity: int  # tokens a slot holds, prompt and output together
     vocabulary: int
+    lists: bool  # whether requests may have candidates
 
     def prefill(
         self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
@@ -159,6 +185,19 @@ class Decoder(Protocol):
 
         Returns (n, vocabulary); afterwards the cache holds lengths + 1 tokens.
         """
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> list[Logits]:
+        """As `prefill`, but a row with candidates has only their logits, in the order of the ids.
+
+        Those have the same bits whatever the candidates of others and its own are.
+        """
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> list[Logits]:
+        """As `decode`, with logits as of `prefill_among`."""
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`.

@@ -1,24 +1,25 @@
 """From logits to the next token of each row: greedy, sampling, and what is forbidden to come.
 
-In go the logits of a run (n, vocabulary) and, for rows that want more than greedy, a `Sampler`
-that knows the row's prompt and output; out come token ids and the log-probability of each under
-the model's own distribution. Every row is worked on alone, over its own contiguous memory, and a
-sampler draws one number per token from its own generator: neither company nor load can change an
-answer. A row whose logits are not finite gets the log-probability NaN, for the caller to treat as
-failed.
+In go the logits of a run (n, vocabulary), or of each row its candidates' alone, and, for rows that
+want more than greedy, a `Sampler` that knows the row's prompt and output; out come token ids and
+the log-probability of each under the model's own distribution. Every row is worked on alone, over
+its own contiguous memory, and a sampler draws one number per token from its own generator: neither
+company nor load can change an answer. A row whose logits are not finite gets the log-probability
+NaN, for the caller to treat as failed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.request import Sampling
+from app.engine.request import Logits, Only, Sampling
 
 _BLOCK = 128  # values per block where a row is searched in two levels
 _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for top-p
@@ -78,17 +79,19 @@ class Sampler:
             start = tuple(self._output[len(self._output) - n : -1])
             self._followers.setdefault(start, []).append(token)
 
-    def choose(self, row: NDArray[np.float32], best: int) -> int:
-        """The next token of one row (vocabulary,), noted; `best` is its most likely."""
+    def choose(self, read: Callable[[], Logits], best: int) -> int:
+        """The next token of one row, noted; `best` is its most likely, `read` gives its logits
+        (vocabulary,), which are seldom needed."""
         o, banned = self.options, self.forbidden()
         if o.temperature == 0.0 and not self._adjusts and best not in banned:
             token = best
         else:
+            row = read()
             x = self._adjusted(row) if self._adjusts else row
             if banned:
                 x = x.copy() if x is row else x
                 x[banned] = -np.inf
-            token = self.pick(x)
+            token = self.pick(x) if x.max() > -np.inf else best  # all candidates are forbidden
         self.note(token)
         return token
 
@@ -176,16 +179,18 @@ def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
     return sum(token == ngram[-1] for token in followers(ids, ngram[:-1]))
 
 
-def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
-    """The best token of each row (the lowest id on ties) and its log-probability."""
+def greedy(
+    logits: Logits | Sequence[Logits],
+) -> tuple[NDArray[np.int64], list[float]]:
+    """Where the best of each row is (the first on ties) and its log-probability."""
     ids = np.empty(len(logits), np.int64)
     logprobs: list[float] = []
-    scratch = np.empty(logits.shape[1], np.float32)  # one row: stays in the cache
+    most = np.empty(max(map(len, logits), default=0), np.float32)  # one row: stays in the cache
     with np.errstate(all="ignore"):
         for i, row in enumerate(logits):
             best = row.argmax()
             ids[i] = best
-            np.subtract(row, row[best], out=scratch)
+            scratch = np.subtract(row, row[best], out=most[: row.size])
             np.exp(scratch, out=scratch)
             total = float(np.add.reduce(scratch))
             logprobs.append(-math.log(total) if math.isfinite(total) else math.nan)
@@ -193,18 +198,26 @@ def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]
 
 
 def choose(
-    logits: NDArray[np.float32], samplers: Sequence[Sampler | None]
+    logits: Logits | Sequence[Logits], samplers: Sequence[Sampler | None], only: Only = ()
 ) -> tuple[NDArray[np.int64], list[float]]:
-    """The next token of each row and its log-probability; a row without a sampler is greedy."""
+    """The next token of each row and its log-probability; a row without a sampler is greedy.
+
+    `only`: the candidates of each row, where it has some; its logits are theirs.
+    """
     ids, logprobs = greedy(logits)
+    for i, one in enumerate(only):
+        if one is not None:
+            ids[i] = one.ids[ids[i]]
     with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
         for i, sampler in enumerate(samplers):
             if sampler is None or math.isnan(logprobs[i]):
                 continue
-            row, best = logits[i], int(ids[i])
-            token = sampler.choose(row, best)
+            best, row, mine = int(ids[i]), logits[i], only[i] if only else None
+            read = partial(mine.spread, row) if mine else partial(np.asarray, row)
+            token = sampler.choose(read, best)
             if token != best:
-                logprobs[i] += float(row[token]) - float(row[best])
+                whole = read()
+                logprobs[i] += float(whole[token]) - float(whole[best])
                 ids[i] = token
     return ids, logprobs
 
@@ -214,7 +227,7 @@ def likeliest(
 ) -> list[tuple[int, float]]:
     """The `count` most likely ids, best first, and their log-probabilities; one of any is known.
 
-    Of equal logits the lower id goes first.
+    Of equal logits the lower id goes first; those that cannot come at all are left out.
     """
     ids = largest(row, count) if count < row.size else np.arange(row.size)
     values = row[ids]
@@ -223,6 +236,7 @@ def likeliest(
     return [
         (i, logprob + (value - known))
         for i, value in zip(ids[order].tolist(), values[order].tolist(), strict=True)
+        if value > -math.inf
     ]
 
 

@@ -21,9 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from app.engine import runs
 from app.engine.admission import culprit, fitting, giving_way, similar
 from app.engine.invariants import check_state
 from app.engine.kv import SlotTable
@@ -36,6 +34,7 @@ from app.engine.request import (
     Finished,
     FinishReason,
     Hypothesis,
+    Logits,
     Request,
     Token,
 )
@@ -155,7 +154,8 @@ class Scheduler:
     def _prefill_run(self, group: list[Sequence]) -> bool:
         first = len(self._table)
         prompts = [sequence.prefix[: self._chunk] for sequence in group]
-        logits = self._try("prefill", lambda: self._decoder.prefill(first, prompts))
+        run = partial(runs.prefill, self._decoder, first, group, prompts)
+        logits = self._try("prefill", run)
         if logits is None:
             return False
         lengths = [len(prompt) for prompt in prompts]
@@ -193,7 +193,8 @@ class Scheduler:
         """
         row, start = self._table.owners.index(sequence.rows[0]), sequence.read
         part = sequence.prefix[start : start + self._chunk]
-        run = partial(self._try, "chunk", partial(self._decoder.prefill, row, [part], start))
+        read = partial(runs.prefill, self._decoder, row, [sequence], [part], start)
+        run = partial(self._try, "chunk", read)
         if (logits := run()) is None and (logits := run()) is None:
             self._fail(sequence, _failed())
             return self._sweep()
@@ -223,9 +224,9 @@ class Scheduler:
             self._retry(self._table.owners[guilty].sequence)
             self._sweep()
 
-    def _decode_run(self, rows: int) -> NDArray[np.float32] | None:
-        tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
-        return self._try("decode", lambda: self._decoder.decode(tokens, lengths))
+    def _decode_run(self, rows: int) -> Logits | list[Logits] | None:
+        fed = self._table.owners[:rows], self._table.tokens(rows), self._table.lengths(rows)
+        return self._try("decode", partial(runs.decode, self._decoder, *fed))
 
     def _try(self, phase: str, run: Callable[[], T]) -> T | None:
         try:
@@ -234,31 +235,29 @@ class Scheduler:
             self._report.failures.append((phase, error))
             return None
 
-    def _accept(self, first: int, logits: NDArray[np.float32]) -> None:
+    def _accept(self, first: int, logits: Logits | list[Logits]) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
         rows = self._table.owners[first : first + len(logits)]
-        ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
+        ids, logprobs = choose(
+            logits, [row.sequence.sampler for row in rows], runs.candidates(rows)
+        )
         now = self._clock()
         self._table.feed(first, ids)
-        searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
+        searched: dict[Sequence, dict[Row, tuple[Logits, int, float]]] = {}
         for row, values, token, logprob in zip(rows, logits, ids.tolist(), logprobs, strict=True):
             if row.sequence.reading:
                 continue
             if row.sequence.search is None:
                 self._take(row.sequence, values, token, logprob, now)
             else:
-                searched.setdefault(row.sequence, {})[row] = (values, token, logprob)
+                whole = row.sequence.request.spread(values)
+                searched.setdefault(row.sequence, {})[row] = (whole, token, logprob)
         for sequence, read in searched.items():
             self._search(sequence, read, now)
         self._sweep()
 
     def _take(
-        self,
-        sequence: Sequence,
-        logits: NDArray[np.float32],
-        token: int,
-        logprob: float,
-        now: float,
+        self, sequence: Sequence, logits: Logits, token: int, logprob: float, now: float
     ) -> None:
         """Give a sequence its next token; it leaves its row when it ends or must start again."""
         request, output = sequence.request, sequence.output
@@ -279,17 +278,14 @@ class Scheduler:
             self._finish(sequence, "stop", now)
             return
         count = request.sampling.logprobs
-        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
+        top = tuple(likeliest(request.spread(logits), count, token, logprob)) if count else ()
         self._tell(sequence, Token(token, logprob, top))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:
             self._finish(sequence, "length", now)
 
     def _search(
-        self,
-        sequence: Sequence,
-        read: dict[Row, tuple[NDArray[np.float32], int, float]],
-        now: float,
+        self, sequence: Sequence, read: dict[Row, tuple[Logits, int, float]], now: float
     ) -> None:
         """Take a beam search one token further, and its rows to where its hypotheses now are."""
         search = sequence.search

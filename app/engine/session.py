@@ -21,9 +21,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.bundle import MANIFEST, Bundle
+from app.bundle import Bundle
 from app.engine.golden import check_golden
+from app.engine.graph import check_graph
+from app.engine.listing import Listing, least_columns
 from app.engine.memory import COLUMNS, CacheSize
+from app.engine.request import Logits, Only
 from app.errors import BundleError, InvalidField
 
 log = logging.getLogger("app.engine")
@@ -92,44 +95,6 @@ def create_session(
     return session
 
 
-_Kind = tuple[str, tuple[int, ...]]  # a node's type, and those of its dimensions that are fixed
-
-
-def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
-    """Names, types and sizes of the graph against the manifest; raises BundleError naming one."""
-    model, names = bundle.manifest.model, bundle.manifest.graph
-    dtype = "float" if names.cache_dtype == "float32" else "float16"
-    cache: _Kind = (f"tensor({dtype})", (model.heads, model.head_size))
-    wanted_in: dict[str, _Kind] = {
-        names.ids: ("tensor(int64)", ()),
-        names.positions: ("tensor(int64)", ()),
-        names.last_index: ("tensor(int64)", ()),
-        names.seqlens_k: ("tensor(int32)", ()),
-        names.total_sequence_length: ("tensor(int32)", ()),
-    }
-    wanted_out: dict[str, _Kind] = {names.logits: ("tensor(float)", (model.vocabulary,))}
-    for layer in range(model.layers):
-        for name in (names.past_key, names.past_value):
-            wanted_in[name.format(layer=layer)] = cache
-        for name in (names.present_key, names.present_value):
-            wanted_out[name.format(layer=layer)] = cache
-    for side, wanted, nodes in (
-        ("input", wanted_in, session.get_inputs()),
-        ("output", wanted_out, session.get_outputs()),
-    ):
-        found = {
-            node.name: (node.type, tuple(d for d in node.shape if isinstance(d, int)))
-            for node in nodes
-        }
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise BundleError(
-                    f"{side} {name!r} is {found.get(name, 'missing')} in model.onnx and "
-                    f"{wanted.get(name, 'missing')} in {MANIFEST} (model, graph)",
-                    param="graph",
-                )
-
-
 @dataclass(frozen=True, slots=True)
 class _Step:
     """Buffers and binding of a decode run of one batch size."""
@@ -155,7 +120,9 @@ class OnnxDecoder:
         capacity: int | None = None,
         device: Device = "cpu",
         threads: int | None = None,
+        lists: bool = False,
     ) -> None:
+        """`lists`: requests may have candidates; the bundle's graph must be made for that."""
         manifest = bundle.manifest
         limit = manifest.limits.context
         self.slots, self.spare = slots, spare
@@ -179,6 +146,8 @@ class OnnxDecoder:
         self._names, self._device, self._end = manifest.graph, device, manifest.tokens.end
         self._caches = _Caches(bundle, slots + spare, self.capacity, device)
         self._steps: dict[int, _Step] = {}
+        self.lists, self._listing = lists, self._list(bundle, threads) if lists else None
+        self._steps_among: dict[int, _Step] = {}  # others: what is bound to an input stays
         self._warm_up()
         self.alike = self._check(bundle)
 
@@ -204,10 +173,37 @@ class OnnxDecoder:
                 f"the model does not run as its manifest says: {error}", param="model.onnx"
             ) from error
 
-    def prefill(
-        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
-    ) -> NDArray[np.float32]:
+    def _list(self, bundle: Bundle, threads: int | None) -> Listing:
+        manifest, device = bundle.manifest, self._device
+        if manifest.graph.listing is None or device != "cpu":
+            raise InvalidField(
+                f"a shortlist needs a bundle that was exported with one, on a CPU: "
+                f"{manifest.name!r} on {device!r}",
+                param="shortlist",
+            )
+        least = least_columns(threads or available_threads(), self.slots)
+        run = self._bind_prefill(0, [[self._end] * COLUMNS], 0)
+        return Listing(self._session, manifest.graph, manifest.model, run[0], least)
+
+    def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> Logits:
         """Read prompts, or one on from `start`; logits of each last position."""
+        binding, held = self._bind_prefill(first, prompts, start)
+        logits = self._run(binding, len(prompts))
+        del held
+        return logits
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> list[Logits]:
+        assert self._listing is not None
+        binding, held = self._bind_prefill(first, prompts, start)
+        logits = self._listing.run(binding, only, decodes=False)
+        del held
+        return logits
+
+    def _bind_prefill(
+        self, first: int, prompts: Sequence[Sequence[int]], start: int
+    ) -> tuple[ort.IOBinding, tuple[Any, ...]]:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
         if rows == 0 or first < 0 or first + rows > self.slots:
@@ -237,14 +233,25 @@ class OnnxDecoder:
         }
         held = _bind_inputs(binding, feeds)
         self._caches.bind(binding, first, rows)
-        logits = self._run(binding, rows)
-        del held
-        return logits
+        return binding, held
 
-    def decode(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> Logits:
         """One token for each of the slots 0..n-1, which hold `lengths` tokens."""
+        return self._run(self._bind_decode(tokens, lengths, self._steps), len(tokens))
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> list[Logits]:
+        assert self._listing is not None
+        binding = self._bind_decode(tokens, lengths, self._steps_among)
+        return self._listing.run(binding, only, decodes=True)
+
+    def _bind_decode(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        steps: dict[int, _Step],
+    ) -> ort.IOBinding:
         rows = len(tokens)
         if not 1 <= rows <= self.slots or lengths.shape != (rows,):
             raise ValueError(f"decode of {rows} rows, {lengths.shape} lengths, {self.slots} slots")
@@ -252,16 +259,16 @@ class OnnxDecoder:
         if int(lengths.min()) < 1 or longest >= self.capacity:
             raise ValueError(f"lengths {lengths.tolist()} are outside 1..{self.capacity - 1}")
         self._check_ids(tokens)
-        step = self._steps.get(rows)
+        step = steps.get(rows)
         if step is None:
-            step = self._steps[rows] = self._make_step(rows)
+            step = steps[rows] = self._make_step(rows)
         step.ids[:, 0] = tokens
         step.positions[:] = lengths
         step.seqlens_k[:] = lengths
         step.total[...] = longest + 1
         if self._device != "cpu":  # there, binding means copying to the device
             _bind_inputs(step.binding, step.feeds)
-        return self._run(step.binding, rows)
+        return step.binding
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`."""
@@ -292,7 +299,7 @@ class OnnxDecoder:
         self._caches.bind(binding, 0, rows)
         return _Step(binding, ids, positions, seqlens_k, total, feeds, held)
 
-    def _run(self, binding: ort.IOBinding, rows: int) -> NDArray[np.float32]:
+    def _run(self, binding: ort.IOBinding, rows: int) -> Logits:
         # A new array each time: an answer must not change under the caller at the next run.
         logits = np.empty((rows, self.vocabulary), np.float32)
         binding.bind_output(

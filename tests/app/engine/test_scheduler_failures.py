@@ -123,8 +123,8 @@ def test_logits_that_are_not_finite_fail_alone() -> None:
     driver = Driver(decoder, chunk=64)
     original = decoder.prefill
 
-    def prefill(first: int, prompts: list[tuple[int, ...]]) -> object:
-        logits = original(first, prompts)
+    def prefill(first: int, prompts: list[tuple[int, ...]], start: int) -> object:
+        logits = original(first, prompts, start)
         for row, prompt in enumerate(prompts):
             if prompt == requests[2].prompt:
                 logits[row, 5] = float("nan")
