@@ -72,11 +72,10 @@ class ModelSpec(_Part):
 class ListingSpec(_Part):
     """Names in a graph that can compute chosen columns of its LM head for chosen rows.
 
-    The inputs have defaults: all rows get logits of the whole vocabulary, none is listed. In:
-    whole_rows (1,) int64, how many leading rows get those of the whole vocabulary; listed_rows (n,)
-    int64; columns, the head's, (width, columns) int8 with column_scales (columns,) float32, or
-    (columns, width) float32; table_ids (m,) int64. Out: listed_logits (n, columns) float32, and
-    the head's column of each of table_ids: table_rows (m, width) and table_scales (m, 1).
+    In, with defaults by which none is: whole_rows (1,) int64, how many leading rows get logits of
+    the whole vocabulary; listed_rows (n,) int64; columns, the head's, (width, columns) int8 with
+    column_scales (columns,) float32, or (columns, width) float32; table_ids (m,) int64. Out:
+    listed_logits (n, columns); of table_ids the columns, table_rows (m, width), table_scales (m, 1)
     """
 
     whole_rows: str = "whole_rows"
@@ -209,6 +208,8 @@ class Bundle:
         manifest = read_manifest(folder / MANIFEST)
         _check_files(folder, manifest.files, verify)
         _check_model(manifest)
+        if (SHORTLIST in manifest.files) != bool(manifest.graph.listing):
+            raise _fail("graph.listing", f"{SHORTLIST} and it go together")
         _check_tokens(manifest)
         _check_tokenizer(folder / TOKENIZER, manifest)
         return cls(folder, manifest)
@@ -392,8 +393,6 @@ def _check_template(
             if ("{source}" in piece and token != ids.source) or (
                 "{target}" in piece and token != ids.target
             ):
-                raise _fail(
-                    f"tokens.languages.{code}", f"{name!r} has id {token} in {TOKENIZER}"
-                )
+                raise _fail(f"tokens.languages.{code}", f"{name!r} has id {token} in {TOKENIZER}")
             if "{" not in piece:
                 break

@@ -29,6 +29,7 @@ from app.bundle import (
     FORMAT_VERSION,
     MANIFEST,
     MODEL,
+    SHORTLIST,
     TOKENIZER,
     Bundle,
     Corpus,
@@ -45,9 +46,10 @@ from app.bundle import (
 )
 from app.engine.golden import log_probabilities
 from app.engine.session import OnnxDecoder
+from app.tasks.shortlist import Shortlist
 from export.calibrate import calibrate
 from export.checkpoint import Checkpoint, load_checkpoint
-from export.errors import CheckpointError, TargetExists
+from export.errors import CheckpointError, ExportError, TargetExists
 from export.graphs import FloatWeights, Weights, build_graph, graph_names
 from export.quantize import Activation, Int4Weights, Int8Weights, dequantise
 from export.verify import greedy, sample_prompts, verify_bundle
@@ -74,14 +76,19 @@ def export_bundle(
     verify: bool = True,
     testset: str | Path | None = None,
     texts: Sequence[str] = (),
+    shortlist: Path | None = None,
 ) -> Bundle:
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not.
+
+    With a `shortlist` (`gpt2-mt train shortlist` makes it) its server can use one.
 
     `activations` (int8): `static` rounds the input of every product with one scale where that is
     good enough for the `texts`, `token` each row with its own.
     """
     source = load_checkpoint(checkpoint)
     place = Path(target)
+    if shortlist is not None and precision == "fp16":
+        raise ExportError(f"--shortlist {str(shortlist)!r}: is for CPUs, not for fp16")
     calibrated = precision == "int8" and activations == "static"
     with _replacing(place, force=force) as folder, tempfile.TemporaryDirectory() as spare:
         reference: Bundle | None = None
@@ -91,11 +98,12 @@ def export_bundle(
         scales = calibrate(source, reference, texts) if reference and calibrated else {}
         bundle = _write(
             source,
-            build_model(source, precision, scales),
+            build_model(source, precision, scales, shortlist is not None),
             folder,
             precision=precision,
             name=name or place.resolve().name,
             scores=scores,
+            shortlist=shortlist,
         )
         manifest = bundle.manifest.model_copy(update={"golden": golden_of(bundle)})
         if verify:
@@ -117,14 +125,22 @@ def _write(
     precision: Precision,
     name: str,
     scores: Sequence[ScoreEntry] = (),
+    shortlist: Path | None = None,
 ) -> Bundle:
-    """The three files of a bundle, in an empty folder."""
+    """The files of a bundle, in an empty folder."""
     (folder / MODEL).write_bytes(model.SerializeToString())
     shutil.copyfile(source.path / TOKENIZER, folder / TOKENIZER)
-    _write_manifest(
-        folder, make_manifest(source, folder, precision=precision, name=name, scores=scores)
-    )
-    return Bundle.open(folder)
+    if shortlist is not None:
+        try:
+            shutil.copyfile(shortlist, folder / SHORTLIST)
+        except OSError as error:
+            raise ExportError(f"--shortlist {str(shortlist)!r}: {error.strerror}") from None
+    manifest = make_manifest(source, folder, precision=precision, name=name, scores=scores)
+    _write_manifest(folder, manifest)
+    bundle = Bundle.open(folder)
+    if shortlist is not None:
+        Shortlist.read(shortlist, manifest)
+    return bundle
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -167,8 +183,7 @@ def build_model(
         weights = Int4Weights(tensors, {})
     else:
         weights = FloatWeights(tensors)
-    half = precision == "fp16"
-    return build_graph(tensors, source.dimensions, weights, half=half, listing=listing)
+    return build_graph(tensors, source.dimensions, weights, graph_names(precision, listing=listing))
 
 
 def make_manifest(
@@ -186,6 +201,7 @@ def make_manifest(
     templates = {key: tuple(pieces) for key, pieces in meta["templates"].items()}
     # A quarter of the context is kept for the output.
     room = max(1, d.context * 3 // 4)
+    graph = graph_names(precision, listing=(folder / SHORTLIST).is_file())
     return Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -193,7 +209,8 @@ def make_manifest(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         files={
             file: FileEntry(sha256=sha256_of(folder / file), bytes=(folder / file).stat().st_size)
-            for file in (MODEL, TOKENIZER)
+            for file in (MODEL, TOKENIZER, SHORTLIST)
+            if (folder / file).is_file()
         },
         model=ModelSpec(
             architecture="gpt2",
@@ -207,7 +224,7 @@ def make_manifest(
             precision=precision,
             mask="causal",
         ),
-        graph=graph_names(half=precision == "fp16"),
+        graph=graph,
         tokens=special_ids(source.path / TOKENIZER, list(meta["languages"])),
         templates=templates,
         languages=meta["languages"],

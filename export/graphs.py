@@ -9,7 +9,7 @@ quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.Gra
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -88,10 +88,6 @@ class Weights(Protocol):
     def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
         """The head's product with columns that are an input, and the table they are taken from."""
 
-    @property
-    def listing(self) -> ListingSpec:
-        """The names that `listed` is given."""
-
 
 class FloatWeights:
     """fp32 and fp16: embedding and LM head are one initializer."""
@@ -119,10 +115,6 @@ class FloatWeights:
         graph.add("Gather", "wte.weight", names.table_ids, name=names.table_rows)
         graph.output(names.listed_logits, TensorProto.FLOAT, ["listed", "columns"])
         graph.output(names.table_rows, TensorProto.FLOAT, ["table", width])
-
-    @property
-    def listing(self) -> ListingSpec:
-        return ListingSpec()
 
 
 class _Decoder:
@@ -223,16 +215,11 @@ class _Decoder:
 
 
 def build_graph(
-    tensors: Tensors,
-    d: Dimensions,
-    weights: Weights,
-    *,
-    half: bool = False,
-    listing: bool = False,
+    tensors: Tensors, d: Dimensions, weights: Weights, names: GraphSpec | None = None
 ) -> onnx.ModelProto:
-    """The whole model; `half` makes activations and cache float16 (for GPUs), `listing` lets it
-    compute chosen columns of the LM head."""
-    names = graph_names(half=half, listing=weights.listing if listing else None)
+    """The whole model; with a float16 cache activations are float16 too (for GPUs)."""
+    names = names or GraphSpec()
+    half = names.cache_dtype == "float16"
     graph = Graph(np.float16 if half else np.float32)
     logits = _Decoder(graph, tensors, weights, d, names).build()
     if half:
@@ -268,5 +255,9 @@ def build_graph(
     return model
 
 
-def graph_names(*, half: bool = False, listing: ListingSpec | None = None) -> GraphSpec:
-    return GraphSpec(cache_dtype="float16" if half else "float32", listing=listing)
+def graph_names(precision: str = "fp32", *, listing: bool = False) -> GraphSpec:
+    """`listing`: the graph can compute chosen columns of the LM head."""
+    scales = ("column_scales", "table_scales") if precision in ("int8", "int4") else (None, None)
+    listed = ListingSpec(column_scales=scales[0], table_scales=scales[1])
+    dtype: Literal["float16", "float32"] = "float16" if precision == "fp16" else "float32"
+    return GraphSpec(cache_dtype=dtype, listing=listed if listing else None)

@@ -130,10 +130,6 @@ class Int8Weights:
         graph.output(names.table_rows, TensorProto.INT8, ["table", width])
         graph.output(table_scales, TensorProto.FLOAT, ["table", 1])
 
-    @property
-    def listing(self) -> ListingSpec:
-        return ListingSpec(column_scales="column_scales", table_scales="table_scales")
-
     def _table(self, graph: Graph) -> tuple[str, str]:
         if "wte.weight.int8" not in graph.initializers:
             values, scale = quantise_columns(np.ascontiguousarray(self.tensors["wte.weight"].T))
