@@ -10,7 +10,7 @@ In: candidates of rows, and the binding of a run. Out: the rows' logits, each of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +35,7 @@ class Columns:
         self._where = np.full(len(table), -1, np.int64)  # the column of each id
         self._places: dict[Candidates, NDArray[np.int64]] = {}
         self._running: list[Candidates] = []
+        self._shared = 0  # by how many candidates when it was last looked at
         self.count = 0
         self._allocate(least)
 
@@ -51,22 +52,23 @@ class Columns:
         """Of each the columns of its ids; `running`: these are all the rows that decode now."""
         if running:
             self._running = list(dict.fromkeys(wanted))
-        new = [one for one in dict.fromkeys(wanted) if one not in self._places]
-        if new:
-            self._add(new, dict.fromkeys([*self._running, *wanted]))
+        fewer = 2 * len(self._running) < self._shared
+        if fewer or any(one not in self._places for one in wanted):
+            self._cover(dict.fromkeys([*self._running, *wanted]))
         return [self._places[one] for one in wanted]
 
-    def _add(self, new: Sequence[Candidates], live: Iterable[Candidates]) -> None:
-        missing = self._union(new)
-        missing = missing[self._where[missing] < 0]
-        if self.count + missing.size > self.size:
-            missing = self._union(live)
+    def _cover(self, live: Collection[Candidates]) -> None:
+        """Columns for all of these; anew where they do not fit, or the buffer is much too large."""
+        self._shared = len(live)
+        needed = self._union(live)
+        missing = needed[self._where[needed] < 0]
+        room = max(-(-int(needed.size * _ROOM) // _PANEL) * _PANEL, self._least)
+        if self.count + missing.size > self.size or self.size > 2 * room:
+            missing, self.count = needed, 0
             self._where[:] = -1
             self._places.clear()
-            self.count = 0
-            size = max(int(missing.size * _ROOM), self._least)
-            self._allocate(-(-size // _PANEL) * _PANEL)
-        elif len(self._places) > _KEPT + 2 * len(self._running):
+            self._allocate(room)
+        elif len(self._places) > _KEPT + 2 * len(live):
             self._places.clear()
         self._append(missing)
         for one in live:

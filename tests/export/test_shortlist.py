@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from app.bundle import SHORTLIST, Bundle
-from app.engine.session import OnnxDecoder
+from app.engine.listing import Columns, least_columns
+from app.engine.request import Candidates
+from app.engine.session import OnnxDecoder, create_session
 from app.errors import BundleError
 from app.tasks.shortlist import Shortlist
 from export.bundle import export_bundle, restore_checkpoint
 from export.errors import ExportError
 from export.evaluate import BundleTranslator, open_translator
+from export.graphs import FloatWeights, Graph, graph_names
 from gpt2_mt.cli import main
 from tests.conftest import shortlist_arrays
 
@@ -44,6 +49,46 @@ def test_the_graph_without_candidates_is_as_ever(
     prompts = [[5, 6, 7], [8, 9]]
     decoders = [OnnxDecoder(one, slots=2, threads=1) for one in (fp32_bundle, listed)]
     assert np.array_equal(*(decoder.prefill(0, prompts) for decoder in decoders))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("width", [256, 768])
+def test_float_columns_of_a_wide_model_have_the_same_bits_beside_any_others(
+    width: int, threads: int
+) -> None:
+    """The tiny model is one panel deep; these are added up in several."""
+    rng = np.random.default_rng(width)
+    table, x = (rng.normal(size=(n, width)).astype(np.float32) for n in (4000, 40))
+    graph, names = Graph(), graph_names(listing=True).listing
+    assert names is not None
+    weights = FloatWeights({"wte.weight": table})
+    graph.weight("wte.weight", table)
+    graph.default(names.table_ids, np.zeros(0, np.int64), "table")
+    weights.listed(graph, "x", names)
+    shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", width])
+    inner = helper.make_graph(
+        graph.nodes, "head", [shape, *graph.inputs], graph.outputs,
+        list(graph.initializers.values()),
+    )  # fmt: skip
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = create_session(model.SerializeToString(), "cpu", threads)
+
+    def product(rows: int, columns: Columns) -> NDArray[np.float32]:
+        given = {"x": x[:rows], names.columns: columns.values}
+        found: NDArray[np.float32] = session.run([names.listed_logits], given)[0]
+        return found
+
+    least = least_columns(threads, 2)
+    every = Columns(table, None, 4096)
+    [places] = every.places([Candidates(np.arange(4000), 4000)], running=True)
+    whole = product(40, every)[:, places]
+    columns = Columns(table, None, least)
+    for size in (9, 30, 300, 1100):
+        ids = np.sort(rng.choice(4000, size, replace=False))
+        [places] = columns.places([Candidates(ids, 4000)], running=True)
+        for rows in (2, 3, 11, 40):
+            found = product(rows, columns)[:, places]
+            assert np.array_equal(found, whole[:rows, ids]), (size, columns.size, rows)
 
 
 @pytest.mark.parametrize("change", ["file", "graph", "byte", "node"])

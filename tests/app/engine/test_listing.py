@@ -30,9 +30,10 @@ class Obvious(OnnxDecoder):
     """
 
     def __init__(self, bundle: Bundle, slots: int) -> None:
-        super().__init__(bundle, slots=slots, threads=1, lists=True)
+        vocabulary = bundle.manifest.model.vocabulary
         self.whole = bundle.manifest.model.precision != "fp32"
-        self.every = Candidates(np.arange(self.vocabulary), self.vocabulary)
+        self.every = Candidates(np.arange(vocabulary), vocabulary)
+        super().__init__(bundle, slots=slots, threads=1, lists=True)
 
     def _all(self, only: Only) -> list[Candidates | None]:
         return [None if one is None or self.whole else self.every for one in only]
@@ -175,6 +176,10 @@ def test_columns_stand_where_their_places_say(scaled: bool) -> None:
         assert columns.count <= columns.size and columns.size % 128 == 0
         assert len(columns._places) < 100, "those of sequences that left are forgotten"
     assert max(sizes) <= 1.5 * 8 * 60 + 128 and min(sizes) == 128, "it follows what is needed"
+    every = Candidates(np.arange(size), size)
+    columns.places([*running, every], running=True)
+    assert columns.size >= size
+    assert columns.places(running[:1], running=True)[0].size == 60 and columns.size <= 256
 
 
 def test_least_columns_leave_every_thread_more_than_a_panel() -> None:
@@ -230,3 +235,19 @@ def test_a_lone_candidate_comes_even_where_it_is_forbidden(sampling: Sampling) -
     assert ([(t.id, t.logprob) for t in tokens], reason) == ([(7, 0.0)] * 5, "length")
     assert all(t.top == ((7, 0.0),) for t in tokens if sampling.logprobs)
     assert [t.id for t in found[0]] == [7] * 5 and len(beam.listener.hypotheses) == 1  # type: ignore[attr-defined]
+
+
+def test_a_processor_whose_columns_are_not_alike_is_told(
+    listed_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sociable(OnnxDecoder):
+        def prefill_among(
+            self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+        ) -> list[Logits]:
+            found = super().prefill_among(first, prompts, only, start)
+            return [row + np.float32(len(prompts) > 1) for row in found]
+
+    assert OnnxDecoder(listed_bundle, slots=3, threads=1, lists=True).alike is True
+    assert "differ in the last bits" not in caplog.text
+    assert Sociable(listed_bundle, slots=3, threads=1, lists=True).alike is False
+    assert "differ in the last bits" in caplog.text
