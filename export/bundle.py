@@ -69,7 +69,6 @@ def export_bundle(
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not.
 
     With a `shortlist` (`gpt2-mt train shortlist` makes it) its server can use one.
-
     `activations` (int8): `static` rounds the input of every product with one scale where that is
     good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
     Without `oracles` the bundle is verified against its own fp32 alone. Raises CheckpointError,

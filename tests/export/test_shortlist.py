@@ -17,7 +17,8 @@ from app.engine.request import Candidates
 from app.engine.session import OnnxDecoder, create_session
 from app.errors import BundleError
 from app.tasks.shortlist import Shortlist
-from export.bundle import export_bundle, restore_checkpoint
+from export.bundle import build_model, convert_bundle, export_bundle, restore_checkpoint
+from export.checkpoint import load_checkpoint
 from export.errors import ExportError
 from export.evaluate import BundleTranslator, open_translator
 from export.graphs import FloatWeights, Graph, listing_names
@@ -38,6 +39,33 @@ def test_there_and_back(
     precision = manifest.model.precision
     bare = export_bundle(restored.path, tmp_path / "b", precision=precision, verify=False)  # type: ignore[arg-type]
     assert bare.shortlist_path is None and bare.manifest.graph.listing is None
+
+
+def test_a_bundle_of_another_precision_keeps_it_where_it_can(
+    listed_bundle: Bundle, tmp_path: Path
+) -> None:
+    kept = convert_bundle(listed_bundle, tmp_path / "int4", precision="int4", verify=False)
+    assert kept.shortlist_path is not None and listed_bundle.shortlist_path is not None
+    assert kept.shortlist_path.read_bytes() == listed_bundle.shortlist_path.read_bytes()
+    assert OnnxDecoder(kept, slots=2, threads=1, lists=True).alike is True
+    half = convert_bundle(listed_bundle, tmp_path / "fp16", precision="fp16", verify=False)
+    assert half.shortlist_path is None and half.manifest.graph.listing is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_what_the_graph_has_more(random_checkpoint: Path, precision: str) -> None:
+    """The columns' product, the table, and which rows get all columns; nothing else changes."""
+    source = load_checkpoint(random_checkpoint)
+    bare, listed = (
+        build_model(source, precision, listing=listing)  # type: ignore[arg-type]
+        for listing in (False, True)
+    )
+    names = [{node.name for node in model.graph.node} for model in (bare, listed)]
+    assert names[0] < names[1]
+    assert all("list" in n or "table_" in n or n == "ln_f.whole_node" for n in names[1] - names[0])
+    outputs = {output.name for output in listed.graph.output}
+    assert {"logits", "best_sums", "listed_logits"} <= outputs
+    assert not any("list" in output.name for output in bare.graph.output)
 
 
 def test_the_graph_without_candidates_is_as_ever(
