@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from tokenizers import Tokenizer
 
 from app.errors import BundleError
+from app.graph import CacheType, GraphSpec, Part
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
+SHORTLIST: Final = "shortlist.npz"  # optional
 FORMAT: Final = "gpt2-mt-bundle"
-FORMAT_VERSION: Final = 2  # 2: int4, golden, int8 cache, best_ids, best_sums
+FORMAT_VERSION: Final = 2  # 2: int4, golden, int8 cache, best_*, shortlist
 READABLE: Final = (1, FORMAT_VERSION)
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
@@ -38,7 +40,6 @@ Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
-LayerName = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{layer\}[^{}]*$")]
 # "task:case" is the text-to-text task "case"
 TemplateName = Annotated[
     str, StringConstraints(pattern=r"^(translate|generate|task:[a-z0-9][a-z0-9_\-]*)$")
@@ -46,16 +47,12 @@ TemplateName = Annotated[
 Pair = tuple[Code, Code]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class FileEntry(_Part):
+class FileEntry(Part):
     sha256: Sha256
     bytes: Count
 
 
-class ModelSpec(_Part):
+class ModelSpec(Part):
     architecture: Literal["gpt2"]
     layers: Count
     heads: Count
@@ -68,7 +65,6 @@ class ModelSpec(_Part):
     mask: Literal["causal"]
 
 
-CacheType = Literal["float32", "float16", "int8"]
 # Of each precision.
 CACHES: Final[dict[str, tuple[CacheType, ...]]] = {
     "fp32": ("float32",),
@@ -78,39 +74,12 @@ CACHES: Final[dict[str, tuple[CacheType, ...]]] = {
 }
 
 
-class GraphSpec(_Part):
-    """Names of the graph's inputs and outputs; cache names hold `{layer}`.
-
-    ids (batch, time) int64; positions (batch * time,) int64; last_index (batch,) int64, which of
-    the batch * time positions is each row's last valid one; seqlens_k (batch,) int32, cached
-    tokens + new ones - 1; total_sequence_length () int32, the longest row; caches (batch, heads,
-    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32;
-    best_sums (batch,) float32, of each row the sum of exp(logit - largest). Graphs for GPUs choose
-    as well: best_ids (batch,) int64, the id with the largest logit, the lowest of equals. An int8
-    cache has its scales in the graph.
-    """
-
-    ids: str = "input_ids"
-    positions: str = "positions"
-    last_index: str = "last_index"
-    seqlens_k: str = "seqlens_k"
-    total_sequence_length: str = "total_sequence_length"
-    past_key: LayerName = "past_key.{layer}"
-    past_value: LayerName = "past_value.{layer}"
-    present_key: LayerName = "present_key.{layer}"
-    present_value: LayerName = "present_value.{layer}"
-    logits: str = "logits"
-    best_ids: str | None = None
-    best_sums: str | None = None
-    cache_dtype: CacheType = "float32"
-
-
-class LanguageTokens(_Part):
+class LanguageTokens(Part):
     source: TokenId
     target: TokenId
 
 
-class Tokens(_Part):
+class Tokens(Part):
     end: TokenId
     mask: TokenId
     separator: TokenId
@@ -118,12 +87,12 @@ class Tokens(_Part):
     reserved: tuple[TokenId, ...]
 
 
-class Limits(_Part):
+class Limits(Part):
     context: Count
     max_prompt_tokens: Count
 
 
-class ScoreEntry(_Part):
+class ScoreEntry(Part):
     set: str
     source: str
     target: str
@@ -132,12 +101,12 @@ class ScoreEntry(_Part):
     signature: str
 
 
-class Corpus(_Part):
+class Corpus(Part):
     name: str
     licence: str
 
 
-class Provenance(_Part):
+class Provenance(Part):
     corpora: tuple[Corpus, ...] = ()
     licences: tuple[str, ...] = ()
     config: dict[str, Any] = {}
@@ -145,7 +114,7 @@ class Provenance(_Part):
     stage: str = ""
 
 
-class Golden(_Part):
+class Golden(Part):
     """A prompt, its greedy answer, and the log-probability (natural) of each id of it, to be found
     again within `tolerance` wherever the bundle is opened; see `app.engine.golden`."""
 
@@ -155,7 +124,7 @@ class Golden(_Part):
     tolerance: Annotated[float, Field(gt=0)]
 
 
-class Manifest(_Part):
+class Manifest(Part):
     format: Literal["gpt2-mt-bundle"]
     format_version: Literal[1, 2]
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")]
@@ -189,6 +158,10 @@ class Bundle:
     def tokenizer_path(self) -> Path:
         return self.path / TOKENIZER
 
+    @property
+    def shortlist_path(self) -> Path | None:
+        return self.path / SHORTLIST if SHORTLIST in self.manifest.files else None
+
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> Bundle:
         """Read and check the bundle in `path`; `verify=False` skips the hashes only."""
@@ -198,6 +171,8 @@ class Bundle:
         manifest = read_manifest(folder / MANIFEST)
         _check_files(folder, manifest.files, verify)
         _check_model(manifest)
+        if (SHORTLIST in manifest.files) != bool(manifest.graph.listing):
+            raise _fail("graph.listing", f"{SHORTLIST} and it go together")
         _check_tokens(manifest)
         _check_tokenizer(folder / TOKENIZER, manifest)
         return cls(folder, manifest)
@@ -380,8 +355,6 @@ def _check_template(
             if ("{source}" in piece and token != ids.source) or (
                 "{target}" in piece and token != ids.target
             ):
-                raise _fail(
-                    f"tokens.languages.{code}", f"{name!r} has id {token} in {TOKENIZER}"
-                )
+                raise _fail(f"tokens.languages.{code}", f"{name!r} has id {token} in {TOKENIZER}")
             if "{" not in piece:
                 break

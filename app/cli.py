@@ -28,6 +28,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="default: from the CPU quota")
 
 
+def _add_shortlist(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shortlist", action="store_true", default=None, help="use the bundle's shortlist"
+    )
+
+
 def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "serve",
@@ -42,6 +48,7 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--host", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen at (default: 8000)")
     _add_engine(parser)
+    _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.set_defaults(run=serve)
@@ -80,6 +87,7 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--branch", action="store_true", help="alternatives that differ in their first word"
     )
     _add_engine(parser)
+    _add_shortlist(parser)
     parser.set_defaults(run=translate)
 
 

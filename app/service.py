@@ -13,11 +13,13 @@ from typing import Any, Literal, Self
 from app.bundle import Bundle
 from app.engine.engine import Engine
 from app.engine.memory import CacheSize, fit_cache
+from app.errors import SettingsError
 from app.metrics import Metrics
 from app.tasks.generate import Generator
 from app.tasks.inputs import TaskLimits
 from app.tasks.job import EngineLike
 from app.tasks.results import ResultCache
+from app.tasks.shortlist import Shortlist
 from app.tasks.translate import Translator
 from app.text.detect import Detector
 from app.text.tokenizer import TextTokenizer
@@ -34,6 +36,7 @@ class ServiceOptions:
     prefix_slots: int = 0
     translation_cache: int = 0
     translation_cache_mb: int = 16
+    shortlist: bool = False
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
@@ -64,6 +67,13 @@ class Service:
 
         bundle = Bundle.open(path)
         manifest = bundle.manifest
+        if options.shortlist and bundle.shortlist_path is None:
+            raise SettingsError(
+                f"shortlist is on, and the bundle {manifest.name!r} has none: export it with "
+                "--shortlist FILE",
+                param="shortlist",
+            )
+        shortlist = Shortlist.of(bundle) if options.shortlist else None
         cache = fit_cache(manifest, options.slots, options.cache_mb, options.prefix_slots)
         decoder = open_decoder(
             bundle,
@@ -71,6 +81,7 @@ class Service:
             slots=cache.slots,
             spare=cache.spare,
             threads=options.threads,
+            lists=options.shortlist,
         )
         engine = Engine(decoder, metrics, max_queue=options.max_queue)
         tokenizer = TextTokenizer.of(bundle)
@@ -94,7 +105,7 @@ class Service:
             describe(decoder.device, same_answers(decoder)),
             engine,
             detector,
-            Translator(translating, tokenizer, detector, manifest, limits),
+            Translator(translating, tokenizer, detector, manifest, limits, shortlist),
             Generator(engine, tokenizer, limits),
             limits,
         )

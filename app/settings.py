@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Answers of the translation task kept for the same question; 0: none."
     )
     translation_cache_mb: int = Field(16, ge=1, description="Bound of their memory.")
+    shortlist: bool = Field(
+        False, description="Translate with the bundle's vocabulary shortlist, for speed."
+    )
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(

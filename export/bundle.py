@@ -11,52 +11,39 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import onnx
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
 
 from app.bundle import (
-    FORMAT,
-    FORMAT_VERSION,
     MANIFEST,
     MODEL,
+    SHORTLIST,
     TOKENIZER,
     Bundle,
-    Corpus,
-    FileEntry,
     Golden,
-    LanguageTokens,
-    Limits,
     Manifest,
-    ModelSpec,
-    Provenance,
     ScoreEntry,
-    Tokens,
-    sha256_of,
 )
 from app.engine.golden import log_probabilities
 from app.engine.session import OnnxDecoder
+from app.tasks.shortlist import Shortlist
 from export.calibrate import calibrate
 from export.checkpoint import Checkpoint, load_checkpoint
-from export.errors import CheckpointError, TargetExists
-from export.graphs import CacheScale, FloatWeights, Weights, build_graph, graph_names
+from export.errors import ExportError, TargetExists
+from export.graphs import CacheScale, FloatWeights, Weights, build_graph, listing_names
+from export.manifest import Precision, make_manifest
 from export.quantize import Activation, Int4Weights, Int8Weights, dequantise
 from export.verify import greedy, sample_prompts, verify_bundle
 
-Precision = Literal["fp32", "int8", "int4", "fp16"]
 Activations = Literal["static", "token"]
 KVCache = Literal["int8", "float32"]
-END, MASK, SEPARATOR = "<|endoftext|>", "<|mask|>", "<|sep|>"
-RESERVED: Final = re.compile(r"<\|reserved:\d+\|>")
 GOLDEN_STEPS: Final = 12
 # Nats. Between AVX-512 VNNI and emulated AVX2 fp32 differed by 1e-6, int8 by nothing and int4 by
 # 0.025; products that saturate there changed int8 by 0.08.
@@ -77,9 +64,11 @@ def export_bundle(
     oracles: bool = True,
     testset: str | Path | None = None,
     texts: Sequence[str] = (),
+    shortlist: Path | None = None,
 ) -> Bundle:
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not.
 
+    With a `shortlist` (`gpt2-mt train shortlist` makes it) its server can use one.
     `activations` (int8): `static` rounds the input of every product with one scale where that is
     good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
     Without `oracles` the bundle is verified against its own fp32 alone. Raises CheckpointError,
@@ -87,6 +76,8 @@ def export_bundle(
     """
     source = load_checkpoint(checkpoint)
     place = Path(target)
+    if shortlist is not None and precision == "fp16":
+        raise ExportError(f"--shortlist {str(shortlist)!r}: is for CPUs, not for fp16")
     whole = precision in ("int8", "int4")
     static = precision == "int8" and activations == "static"
     calibrated = static or (whole and kv_cache == "int8")
@@ -100,12 +91,13 @@ def export_bundle(
         cache = scales.cache if scales and kv_cache == "int8" else ()
         bundle = _write(
             source,
-            build_model(source, precision, products, cache),
+            build_model(source, precision, products, cache, listing=shortlist is not None),
             folder,
             precision=precision,
             name=name or place.resolve().name,
             scores=scores,
             int8_cache=bool(cache),
+            shortlist=shortlist,
         )
         manifest = bundle.manifest.model_copy(update={"golden": golden_of(bundle)})
         if verify:
@@ -128,15 +120,24 @@ def _write(
     name: str,
     scores: Sequence[ScoreEntry] = (),
     int8_cache: bool = False,
+    shortlist: Path | None = None,
 ) -> Bundle:
-    """The three files of a bundle, in an empty folder."""
+    """The files of a bundle, in an empty folder."""
     (folder / MODEL).write_bytes(model.SerializeToString())
     shutil.copyfile(source.path / TOKENIZER, folder / TOKENIZER)
+    if shortlist is not None:
+        try:
+            shutil.copyfile(shortlist, folder / SHORTLIST)
+        except OSError as error:
+            raise ExportError(f"--shortlist {str(shortlist)!r}: {error.strerror}") from None
     manifest = make_manifest(
         source, folder, precision=precision, name=name, scores=scores, int8_cache=int8_cache
     )
     _write_manifest(folder, manifest)
-    return Bundle.open(folder)
+    bundle = Bundle.open(folder)
+    if shortlist is not None:
+        Shortlist.read(shortlist, manifest)
+    return bundle
 
 
 def golden_of(bundle: Bundle) -> Golden:
@@ -168,9 +169,11 @@ def build_model(
     precision: Precision,
     activations: Mapping[str, Activation] | None = None,
     cache: Sequence[CacheScale] = (),
+    *,
+    listing: bool = False,
 ) -> onnx.ModelProto:
-    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`, `cache` as in
-    `export.graphs.build_graph`."""
+    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`, `cache` and
+    `listing` as in `export.graphs.build_graph`."""
     tensors = source.tensors
     weights: Weights
     if precision == "int8":
@@ -180,94 +183,19 @@ def build_model(
     else:
         weights = FloatWeights(tensors)
     half = precision == "fp16"
-    return build_graph(tensors, source.dimensions, weights, half=half, cache=cache)
-
-
-def make_manifest(
-    source: Checkpoint,
-    folder: Path,
-    *,
-    precision: Precision,
-    name: str,
-    scores: Sequence[ScoreEntry] = (),
-    int8_cache: bool = False,
-) -> Manifest:
-    d, meta = source.dimensions, source.meta
-    corpora = tuple(
-        Corpus(name=str(c["name"]), licence=str(c["licence"])) for c in meta.get("corpora", [])
-    )
-    templates = {key: tuple(pieces) for key, pieces in meta["templates"].items()}
-    # A quarter of the context is kept for the output.
-    room = max(1, d.context * 3 // 4)
-    return Manifest(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        name=name,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        files={
-            file: FileEntry(sha256=sha256_of(folder / file), bytes=(folder / file).stat().st_size)
-            for file in (MODEL, TOKENIZER)
-        },
-        model=ModelSpec(
-            architecture="gpt2",
-            layers=d.layers,
-            heads=d.heads,
-            width=d.width,
-            head_size=d.head_size,
-            vocabulary=d.vocabulary,
-            context=d.context,
-            parameters=source.parameters,
-            precision=precision,
-            mask="causal",
-        ),
-        graph=graph_names(half=precision == "fp16", int8_cache=int8_cache),
-        tokens=special_ids(source.path / TOKENIZER, list(meta["languages"])),
-        templates=templates,
-        languages=meta["languages"],
-        pairs=tuple((a, b) for a, b in meta.get("pairs", [])) if "translate" in templates else (),
-        limits=Limits(context=d.context, max_prompt_tokens=room),
-        scores=tuple(scores),
-        provenance=Provenance(
-            corpora=corpora,
-            licences=tuple(sorted({corpus.licence for corpus in corpora})),
-            config=meta.get("config", {}),
-            commit=str(meta.get("commit", "")),
-            stage=str(meta["stage"]),
-        ),
-    )
-
-
-def special_ids(path: Path, languages: Sequence[str]) -> Tokens:
-    """The special ids by their names in tokenizer.json."""
-    tokenizer = Tokenizer.from_file(str(path))
-
-    def identify(token: str) -> int:
-        found: int | None = tokenizer.token_to_id(token)
-        if found is None:
-            raise CheckpointError(f"{str(path)!r}: special token {token!r} is missing")
-        return found
-
-    added = tokenizer.get_added_tokens_decoder()
-    return Tokens(
-        end=identify(END),
-        mask=identify(MASK),
-        separator=identify(SEPARATOR),
-        languages={
-            code: LanguageTokens(
-                source=identify(f"<|src:{code}|>"), target=identify(f"<|tgt:{code}|>")
-            )
-            for code in languages
-        },
-        reserved=tuple(
-            sorted(i for i, token in added.items() if RESERVED.fullmatch(token.content))
-        ),
+    names = listing_names(precision) if listing else None
+    return build_graph(
+        tensors, source.dimensions, weights, half=half, cache=cache, listing=names
     )
 
 
 def restore_checkpoint(
     bundle: str | Path | Bundle, target: str | Path, *, force: bool = False
 ) -> Checkpoint:
-    """Write a bundle's (dequantised) weights as a checkpoint directory at `target`."""
+    """Write a bundle's (dequantised) weights as a checkpoint directory at `target`.
+
+    A shortlist is no part of a checkpoint: it stays behind.
+    """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest, place = opened.manifest, Path(target)
     model = onnx.load(str(opened.model_path))
@@ -296,11 +224,16 @@ def convert_bundle(
     *,
     precision: Precision,
     force: bool = False,
+    shortlist: Path | None = None,
     **options: Any,
 ) -> Bundle:
     """Write a bundle's (dequantised) weights as a bundle of another precision at `target`; for the
-    options see `export_bundle`."""
+    options see `export_bundle`. It keeps its shortlist if no other is given, but for fp16, which
+    has none."""
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if shortlist is None and precision != "fp16":
+        shortlist = opened.shortlist_path
+    options["shortlist"] = shortlist
     with tempfile.TemporaryDirectory() as spare:
         source = restore_checkpoint(opened, Path(spare) / "checkpoint").path
         return export_bundle(

@@ -69,6 +69,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "(default: a few built-in sentences)")  # fmt: skip
     add("--scores", metavar="FILE", type=Path,
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
+    add("--shortlist", metavar="FILE", type=Path,
+        help="of `gpt2-mt train shortlist`: lets a server translate with it")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
     export.set_defaults(run=run_export)
 
@@ -109,6 +111,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--length-penalty", type=float, default=1.0,
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
     add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
+    add("--shortlist", action="store_true", help="use the bundle's shortlist")
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -132,6 +135,7 @@ def run_export(args: argparse.Namespace) -> int:
         force=args.force,
         testset=args.testset,
         texts=read_texts(args.text) if args.text else (),
+        shortlist=args.shortlist,
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     _say(f"{bundle.path}: {args.precision} bundle of {size / 1e6:.1f} MB, verified")
@@ -163,7 +167,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from export.likelihood import table as text_table
     from training.scores import table
 
-    opened, served = open_translator(args.model, args.batch, args.beam, args.length_penalty)
+    opened, served = open_translator(
+        args.model, args.batch, args.beam, args.length_penalty, args.shortlist
+    )
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:

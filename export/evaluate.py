@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from app.engine.engine import Engine
-from app.engine.request import Beam, Event, Failed, Finished, Request, Token
+from app.engine.request import Beam, Candidates, Event, Failed, Finished, Request, Token
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
+from app.tasks.shortlist import Shortlist
 from app.tasks.translate import SAMPLING
 from app.text.tokenizer import TextTokenizer
 from export.errors import ExportError
@@ -52,10 +53,13 @@ class BundleTranslator:
         threads: int | None = None,
         beam: int = 1,
         length_penalty: float = 1.0,
+        shortlist: bool = False,
     ) -> None:
+        self._shortlist = Shortlist.of(bundle) if shortlist else None
         self._tokenizer = TextTokenizer.of(bundle)
         self._beam = Beam(beam, length_penalty) if beam > 1 else None
-        decoder = OnnxDecoder(bundle, slots=max(batch, beam), threads=threads)
+        slots = max(batch, beam)
+        decoder = OnnxDecoder(bundle, slots=slots, threads=threads, lists=shortlist)
         self._capacity = decoder.capacity
         self._engine = Engine(decoder, Metrics(), max_queue=1)
 
@@ -81,7 +85,9 @@ class BundleTranslator:
             if room < 1:
                 results[at] = Result("", "length")
             else:
-                jobs.append(_Job(at, prompt, room))
+                listed = self._shortlist
+                only = listed.candidates(source, target, text) if listed else None
+                jobs.append(_Job(at, prompt, room, only))
         jobs.sort(key=lambda job: len(job.prompt))
         self._run(jobs)
         for job in jobs:
@@ -96,8 +102,9 @@ class BundleTranslator:
         self._engine.submit(
             [
                 Request(
-                    job.prompt, job.room, job.listener(done), end_ids, SAMPLING, beam=self._beam
-                )
+                    job.prompt, job.room, job.listener(done), end_ids, SAMPLING, beam=self._beam,
+                    candidates=job.only,
+                )  # fmt: skip
                 for job in jobs
             ]
         )
@@ -124,8 +131,10 @@ class _Countdown:
 class _Job:
     """One line on its way through the engine."""
 
-    def __init__(self, at: int, prompt: tuple[int, ...], room: int) -> None:
-        self.at, self.prompt, self.room = at, prompt, room
+    def __init__(
+        self, at: int, prompt: tuple[int, ...], room: int, only: Candidates | None
+    ) -> None:
+        self.at, self.prompt, self.room, self.only = at, prompt, room, only
         self.ids: list[int] = []
         self.reason = ""
         self.failure: Exception | None = None
@@ -210,15 +219,23 @@ def languages_of(folder: Path) -> list[str]:
 
 
 def open_translator(
-    model: str | Path, batch: int, beam: int = 1, length_penalty: float = 1.0
+    model: str | Path,
+    batch: int,
+    beam: int = 1,
+    length_penalty: float = 1.0,
+    shortlist: bool = False,
 ) -> tuple[AbstractContextManager[Translate], set[str]]:
     """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for."""
     folder = Path(model)
     if (folder / MANIFEST).is_file():
         bundle = Bundle.open(folder)
         pairs = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
-        opened = BundleTranslator(bundle, batch=batch, beam=beam, length_penalty=length_penalty)
+        opened = BundleTranslator(
+            bundle, batch=batch, beam=beam, length_penalty=length_penalty, shortlist=shortlist
+        )
         return opened, pairs
+    if shortlist:
+        raise ExportError(f"--shortlist: {str(folder)!r} is no bundle")
     if not (folder / "meta.json").is_file():
         raise ExportError(f"{str(folder)!r} is neither a bundle nor a checkpoint")
     from training.evaluate import checkpoint_translator  # torch

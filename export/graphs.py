@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from app.bundle import CacheType, GraphSpec
+from app.graph import CacheType, GraphSpec, ListingSpec
 from export.checkpoint import Dimensions, Tensors
 
 OPSET: Final = 21
@@ -41,6 +41,8 @@ class Graph:
     def __init__(self, dtype: type[np.generic] = np.float32) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.dtype = dtype
 
     def add(self, op: str, *inputs: str, name: str, domain: str = "", **attributes: Any) -> str:
@@ -71,6 +73,15 @@ class Graph:
         """An initializer in the graph's own floating-point type."""
         return self.constant(name, value.astype(self.dtype))
 
+    def default(self, name: str, value: NDArray[Any], *shape: str | int) -> str:
+        """An input that need not be given."""
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return self.constant(name, value)
+
+    def output(self, name: str, kind: int, shape: list[str | int]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
 
 class Weights(Protocol):
     """How the large matrices are stored and multiplied. Inputs are (rows, width)."""
@@ -83,6 +94,9 @@ class Weights(Protocol):
 
     def head(self, graph: Graph, x: str) -> str:
         """x @ embedding transposed: logits, (rows, vocabulary), in the graph's type."""
+
+    def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
+        """The head's product with columns that are an input, and the table they are taken from."""
 
 
 class FloatWeights:
@@ -103,6 +117,14 @@ class FloatWeights:
     def head(self, graph: Graph, x: str) -> str:
         table = graph.weight("wte.weight", self.tensors["wte.weight"])
         return graph.add("Gemm", x, table, name="head", transB=1)
+
+    def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
+        width = self.tensors["wte.weight"].shape[1]
+        graph.default(names.columns, np.zeros((1, width), np.float32), "columns", width)
+        graph.add("Gemm", x, names.columns, name=names.listed_logits, transB=1)
+        graph.add("Gather", "wte.weight", names.table_ids, name=names.table_rows)
+        graph.output(names.listed_logits, TensorProto.FLOAT, ["listed", "columns"])
+        graph.output(names.table_rows, TensorProto.FLOAT, ["table", width])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +224,20 @@ class _Decoder:
             inner = graph.add("FastGelu", inner, name=f"{prefix}.mlp.gelu", domain=MICROSOFT)
             x = weights.linear(graph, inner, f"{prefix}.mlp.c_proj")
         normed, _ = self.norm("ln_f", x, skip)
+        if self.names.listing is not None:
+            normed = self.listed(normed, self.names.listing)
         return weights.head(graph, normed)
+
+    def listed(self, x: str, names: ListingSpec) -> str:
+        """Computes chosen columns of chosen rows; returns the rows that get all columns."""
+        graph = self.graph
+        graph.default(names.listed_rows, np.zeros(0, np.int64), "listed")
+        graph.default(names.table_ids, np.zeros(0, np.int64), "table")
+        rows = graph.add("Gather", x, names.listed_rows, name="ln_f.listed")
+        self.weights.listed(graph, rows, names)
+        end = graph.default(names.whole_rows, np.array([np.iinfo(np.int64).max]), 1)
+        first = graph.constant("first", np.zeros(1, np.int64))
+        return graph.add("Slice", x, first, end, name="ln_f.whole")
 
 
 def choose_best(graph: Graph, names: GraphSpec, vocabulary: int) -> None:
@@ -244,10 +279,12 @@ def build_graph(
     *,
     half: bool = False,
     cache: Sequence[CacheScale] = (),
+    listing: ListingSpec | None = None,
 ) -> onnx.ModelProto:
     """The whole model; `half`, for GPUs: activations and cache in float16, and the best ids;
-    `cache`, one for each layer: an int8 cache."""
-    names = graph_names(half=half, int8_cache=bool(cache))
+    `cache`, one for each layer: an int8 cache; `listing`: it can compute chosen columns of the LM
+    head."""
+    names = graph_names(half=half, int8_cache=bool(cache), listing=listing)
     graph = Graph(np.float16 if half else np.float32)
     logits = _Decoder(graph, tensors, weights, d, names, cache).build()
     if half:
@@ -278,7 +315,11 @@ def build_graph(
             outputs.append(info(present.format(layer=layer), element, shape))
     model = helper.make_model(
         helper.make_graph(
-            graph.nodes, "gpt2", inputs, outputs, list(graph.initializers.values())
+            graph.nodes,
+            "gpt2",
+            inputs + graph.inputs,
+            outputs + graph.outputs,
+            list(graph.initializers.values()),
         ),
         opset_imports=[
             helper.make_opsetid("", HALF_OPSET if half else OPSET),
@@ -291,7 +332,17 @@ def build_graph(
     return model
 
 
-def graph_names(*, half: bool = False, int8_cache: bool = False) -> GraphSpec:
+def graph_names(
+    *, half: bool = False, int8_cache: bool = False, listing: ListingSpec | None = None
+) -> GraphSpec:
     if half:
         return GraphSpec(cache_dtype="float16", best_ids="best_ids", best_sums="best_sums")
-    return GraphSpec(cache_dtype="int8" if int8_cache else "float32", best_sums="best_sums")
+    cache: CacheType = "int8" if int8_cache else "float32"
+    return GraphSpec(cache_dtype=cache, best_sums="best_sums", listing=listing)
+
+
+def listing_names(precision: str) -> ListingSpec:
+    """Of a graph whose head is of that precision: int4's is int8."""
+    if precision in ("int8", "int4"):
+        return ListingSpec(column_scales="column_scales", table_scales="table_scales")
+    return ListingSpec()

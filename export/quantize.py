@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from app.graph import ListingSpec
 from export.checkpoint import Tensors
 from export.graphs import MICROSOFT, Graph
 
@@ -114,6 +115,20 @@ class Int8Weights:
         graph.constant("flat", np.array([-1], np.int64))
         scale = graph.add("Reshape", scale, "flat", name="head.scale")
         return self._product(graph, x, "head", [weight, scale])
+
+    def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
+        scales, table_scales = names.column_scales, names.table_scales
+        assert scales and table_scales
+        width = self.tensors["wte.weight"].shape[1]
+        graph.default(names.columns, np.zeros((width, 1), np.int8), width, "columns")
+        graph.default(scales, np.ones(1, np.float32), "columns")
+        self._product(graph, x, names.listed_logits, [names.columns, scales])
+        table, scale = self._table(graph)
+        graph.add("Gather", table, names.table_ids, name=names.table_rows)
+        graph.add("Gather", scale, names.table_ids, name=table_scales)
+        graph.output(names.listed_logits, TensorProto.FLOAT, ["listed", "columns"])
+        graph.output(names.table_rows, TensorProto.INT8, ["table", width])
+        graph.output(table_scales, TensorProto.FLOAT, ["table", 1])
 
     def _table(self, graph: Graph) -> tuple[str, str]:
         if "wte.weight.int8" not in graph.initializers:

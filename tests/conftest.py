@@ -185,3 +185,44 @@ def fp16_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Pat
     target = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
     export_bundle(random_checkpoint, target, precision="fp16", verify=False)
     return Bundle.open(target)
+
+
+def shortlist_arrays(tokenizer: Path) -> dict[str, NDArray[Any]]:
+    """A shortlist for en-de, de-en and en-fr: 40 common ids, and up to 9 of each source id."""
+    size, rng = Tokenizer.from_file(str(tokenizer)).get_vocab_size(), np.random.default_rng(4)
+    arrays: dict[str, NDArray[Any]] = {
+        "format": np.array(1),
+        "tokenizer_sha256": np.array(hashlib.sha256(tokenizer.read_bytes()).hexdigest()),
+        "vocabulary": np.array(size),
+        "pairs": np.array(["de-en", "en-de", "en-fr"]),
+    }
+    for code in ("de", "en", "fr"):
+        lengths = rng.integers(0, 10, size)
+        common = np.append(0, rng.choice(np.arange(SPECIAL, size), 40, replace=False))
+        arrays[f"{code}.common"] = np.sort(common).astype(np.uint16)
+        arrays[f"{code}.offsets"] = np.append(0, np.cumsum(lengths)).astype(np.int32)
+        arrays[f"{code}.ids"] = rng.integers(SPECIAL, size, lengths.sum()).astype(np.uint16)
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def shortlist_file(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    path = tmp_path_factory.mktemp("shortlist") / "made.npz"
+    np.savez_compressed(path, **shortlist_arrays(tiny_tokenizer))
+    return path
+
+
+@pytest.fixture(scope="session", params=["fp32", "int8", "int8-token", "int4"])
+def listed_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
+    random_checkpoint: Path, shortlist_file: Path,
+) -> Bundle:  # fmt: skip
+    """A bundle with a shortlist, of each precision that has one."""
+    from export.bundle import export_bundle
+
+    precision, _, activations = request.param.partition("-")
+    target = tmp_path_factory.mktemp("bundles") / f"listed-{request.param}"
+    return export_bundle(
+        random_checkpoint, target, precision=precision, activations=activations or "static",
+        verify=False, shortlist=shortlist_file,
+    )  # fmt: skip

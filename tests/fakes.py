@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.request import Event
+from app.engine.listed import ListedLogits
+from app.engine.request import Event, Only
 
 END = frozenset({0})
 _STATES = 1021
@@ -22,6 +23,12 @@ _GARBAGE = -7
 
 def ignore(event: Event) -> None:
     """The listener of a request that nobody asks about."""
+
+
+def among(logits: NDArray[np.float32], only: Only) -> ListedLogits:
+    """The slow and obvious way: all logits, of which each row keeps its candidates'."""
+    pairs = zip(logits, only, strict=True)
+    return ListedLogits(only, [row[one.ids] for row, one in pairs if one is not None], logits)
 
 
 class RunFailed(Exception):
@@ -42,6 +49,7 @@ class FakeDecoder:
         self.slots, self.spare = slots, spare
         self.capacity = capacity
         self.vocabulary = vocabulary
+        self.lists = True
         self.hook = hook
         self.poison = poison
         self.calls: list[tuple[str, int]] = []  # phase, rows
@@ -81,6 +89,16 @@ class FakeDecoder:
         self._call("decode", histories)
         self._cache[rows, lengths] = tokens
         return self._read(rows, (lengths + 1).tolist())
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> ListedLogits:
+        return among(self.prefill(first, prompts, start), only)
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> ListedLogits:
+        return among(self.decode(tokens, lengths), only)
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         every = range(self.slots + self.spare)

@@ -29,7 +29,7 @@ FLOORS = [
     {"app.tasks"},
     {"app.engine", "app.text"},
     {"app.bundle", "app.metrics", "app.settings"},
-    {"app.errors"},
+    {"app.errors", "app.graph"},
 ]
 
 

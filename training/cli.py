@@ -1,4 +1,4 @@
-"""The commands `gpt2-mt train tokenizer | pretrain | finetune | adapt | run`: a folder comes out.
+"""The commands `gpt2-mt train tokenizer | pretrain | finetune | adapt | run | ...`.
 
 Only the standard library is imported before a command runs, so that `--help` answers at once.
 """
@@ -36,6 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_teach(stages)
     _add_run(stages)
     _add_average(stages)
+    _add_shortlist(stages)
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +172,39 @@ def average(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_shortlist(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = stages.add_parser(
+        "shortlist",
+        help="learn which tokens translations may need",
+        description="Learn from pairs which tokens translations need; see export --shortlist.",
+        epilog="example:\n  gpt2-mt train shortlist --corpus corpus --tokenizer t.json --out s.npz",
+        formatter_class=_RAW,
+    )
+    _add_corpus(parser)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
+    parser.add_argument("--out", type=Path, required=True, help="the file, NAME.npz")
+    parser.add_argument("--languages", default="", help="codes, separated by commas; default: all")
+    parser.add_argument("--sources", metavar="GLOB", nargs="+", default=["*"], help="(all)")
+    for name, value, text in (("pairs", 30_000, "of a source at most, evenly spread"),
+                              ("candidates", 40, "target tokens of each source token"),
+                              ("common", 1000, "target tokens that may always come")):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+    _add_tests(parser, "whose sentences must not be learnt from")
+    parser.set_defaults(run=train_shortlist)
+
+
+def train_shortlist(arguments: argparse.Namespace) -> int:
+    from training.corpus import Cleaner, LeakCheck
+    from training.shortlist import Options, make_shortlist
+
+    options = Options(arguments.pairs, arguments.candidates, arguments.common)
+    cleaner = Cleaner(LeakCheck.of_folders(arguments.tests))
+    text = make_shortlist(arguments.corpus, arguments.tokenizer, arguments.out, options,
+                          _codes(arguments.languages), arguments.sources, cleaner)  # fmt: skip
+    sys.stdout.write(f"{text}\nwrote {arguments.out}\n")
+    return 0
+
+
 def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = stages.add_parser(
         "adapt",
@@ -298,8 +332,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
 
     data = stage_data(arguments.recipe) if arguments.recipe else None
     weights, list_file = (data.weights, data.list) if data else ({"*": 1.0}, "")
-    named = [code.strip() for code in (arguments.languages or "").split(",") if code.strip()]
-    languages = named or list(data.languages if data else ())
+    languages = _codes(arguments.languages) or list(data.languages if data else ())
     if not languages:
         raise ConfigError("--languages: give codes, or a --recipe that has them")
     if arguments.megabytes <= 0:
@@ -311,6 +344,10 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
                           arguments.out, sets)  # fmt: skip
     sys.stdout.write(f"{text}\nwrote {arguments.out / 'tokenizer.json'}\n")
     return 0
+
+
+def _codes(text: str | None) -> list[str]:
+    return [code.strip() for code in (text or "").split(",") if code.strip()]
 
 
 def _aligned(stem: Path, languages: list[str]) -> dict[str, Path]:

@@ -41,6 +41,7 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
         "pairs": [list(pair) for pair in manifest.pairs],
         "tasks": sorted(manifest.templates),
         "limits": manifest.limits.model_dump(),
+        "shortlist": bundle.shortlist_path is not None,
         "kv_memory": {
             "slots": cache.slots,
             "prefix_slots": cache.spare,
@@ -87,6 +88,7 @@ def render(facts: dict[str, Any]) -> str:
         ("languages", languages),
         ("pairs", ", ".join("-".join(pair) for pair in facts["pairs"]) or "none"),
         ("limits", f"{limits['context']} tokens, prompt up to {limits['max_prompt_tokens']}"),
+        ("shortlist", "yes" if facts["shortlist"] else "none"),
         ("KV memory", str(cache)),
         ("device", _device(facts["device"], facts["same_answers_at_any_load"])),
         ("stage", provenance["stage"] or "unknown"),

@@ -175,8 +175,8 @@ def _write(lines: Sequence[tuple[str, bool]]) -> int:
 
 @contextlib.contextmanager
 def _service(args: argparse.Namespace) -> Iterator[Service]:
-    names = ("bundle", "device", "threads")
-    settings = Settings.load({name: getattr(args, name) for name in names})
+    names = ("bundle", "device", "threads", "shortlist")
+    settings = Settings.load({name: getattr(args, name, None) for name in names})
     unbounded = dict.fromkeys(("max_queue", "max_items", "max_characters"), _ANY)
     options = ServiceOptions.of({**dict(settings), **unbounded})
     service = Service.open(settings.bundle, options, Metrics())

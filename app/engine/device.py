@@ -17,17 +17,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.bundle import Bundle, GraphSpec
+from app.bundle import Bundle
 from app.engine.copies import copy_model, names
 from app.engine.runtime import Device, create_session
 from app.engine.session import Caches, GraphDecoder, Step
 from app.errors import InvalidField
+from app.graph import GraphSpec
 
 _ROW: Final = np.dtype(np.float32)
 
 
 class DeviceLogits:
-    """Implements `app.engine.request.RemoteLogits`, until the next run of the decoder."""
+    """Implements `app.engine.request.LazyLogits`, until the next run of the decoder."""
 
     def __init__(
         self, ids: NDArray[np.int64], sums: NDArray[np.float32], reader: _RowReader
@@ -69,7 +70,12 @@ class DeviceDecoder(GraphDecoder[DeviceLogits]):
         capacity: int | None = None,
         threads: int | None = None,
         device: Device = "cuda",
+        lists: bool = False,
     ) -> None:
+        if lists:
+            raise InvalidField(
+                f"device {device!r} takes no shortlist: that is for CPUs", param="shortlist"
+            )
         if (reason := needs(bundle)) is not None:
             raise InvalidField(f"device {device!r}: {reason}", param="device")
         self.device = device

@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.bundle import Golden
-from app.engine.request import Logits
+from app.engine.request import Array, Candidates, Decoder, Logits
 from app.errors import GoldenMismatch
-
-Array = NDArray[np.float32]
 
 
 class Reader(Protocol):
@@ -73,3 +71,12 @@ def check_golden(decoder: Reader, golden: Golden) -> bool | None:
         return None
     together = read(decoder, golden.prompt, golden.ids, min(decoder.slots, 3))
     return bool((together == alone).all())
+
+
+def listed_alike(decoder: Decoder, prompt: Sequence[int]) -> bool:
+    """Whether candidates have the same bits alone as beside a row that may say anything."""
+    size, rows = decoder.vocabulary, min(decoder.slots, 3)
+    few, all_ids = (Candidates(np.arange(0, size, step), size) for step in (16, 1))
+    alone = decoder.prefill_among(0, [prompt], [few])
+    together = decoder.prefill_among(0, [prompt] * rows, [few, all_ids, None][:rows])
+    return bool((together[0] == alone[0]).all())

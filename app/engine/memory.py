@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from app.bundle import CacheType, Manifest
+from app.bundle import Manifest
 from app.errors import SettingsError
+from app.graph import CacheType
 
 DEFAULT_SLOTS: Final = 32
 MAX_SLOTS: Final = 1024

@@ -30,10 +30,12 @@ def open_decoder(
     slots: int,
     spare: int = 0,
     threads: int | None = None,
+    lists: bool = False,
 ) -> GraphDecoder[Any]:
+    """`lists`: requests may have candidates, for which it must be a CPU."""
     if choice not in CHOICES:
         raise InvalidField(f"device {choice!r} is not one of {list(CHOICES)}", param="device")
-    options: dict[str, Any] = {"slots": slots, "spare": spare, "threads": threads}
+    options: dict[str, Any] = {"slots": slots, "spare": spare, "threads": threads, "lists": lists}
     if choice == "cuda":
         return _on_cuda(bundle, options)
     if choice == "auto":

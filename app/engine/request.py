@@ -18,6 +18,24 @@ from numpy.typing import NDArray
 from app.errors import AppError
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The ids that alone may come in a sequence's output, ascending, of how many there are."""
+
+    ids: NDArray[np.int64]
+    vocabulary: int
+
+    def spread(self, logits: Array) -> Array:
+        """Theirs, in their places among those of the whole vocabulary, which are -inf."""
+        whole = np.full(self.vocabulary, -np.inf, np.float32)
+        whole[self.ids] = logits
+        return whole
+
+
+Only = Sequence[Candidates | None]  # of each row; without any it has the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,8 @@ class Request:
 
     The output begins with the `forced` ids: read with the prompt, told as tokens, and counted by
     every rule on the output (`max_tokens`, `min_tokens`, repeats), as if they had been chosen.
+    With `candidates` all others are left out as if they were not in the vocabulary: probabilities
+    are those among the candidates. Forced ids need not be among them.
     """
 
     prompt: tuple[int, ...]
@@ -122,6 +142,7 @@ class Request:
     deadline: float | None = None
     forced: tuple[int, ...] = ()
     beam: Beam | None = None
+    candidates: Candidates | None = None
 
     @property
     def slots(self) -> int:
@@ -129,12 +150,12 @@ class Request:
         return 1 if self.beam is None else self.beam.size
 
 
-class RemoteLogits(Protocol):
-    """Logits that a device holds: of each row the best comes at once, a row itself when asked."""
+class LazyLogits(Protocol):
+    """Of each row the best comes at once, all of it when asked: it is on a device, say."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> NDArray[np.float32]: ...
+    def __getitem__(self, row: int, /) -> Array: ...
 
     def best(self) -> tuple[NDArray[np.int64], list[float]]:
         """As `app.engine.sampling.greedy`."""
@@ -152,7 +173,7 @@ class HostLogits(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
         self.sums = None
 
 
-Logits = NDArray[np.float32] | HostLogits | RemoteLogits  # (n, vocabulary)
+Logits = Array | HostLogits | LazyLogits  # (n, vocabulary)
 
 
 class Decoder(Protocol):
@@ -167,6 +188,7 @@ class Decoder(Protocol):
     spare: int  # slots behind these that only `move` reaches
     capacity: int  # tokens a slot holds, prompt and output together
     vocabulary: int
+    lists: bool  # whether requests may have candidates
 
     def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> Logits:
         """Read fresh prompts into slots first, first+1, ...; logits of each last position.
@@ -180,6 +202,19 @@ class Decoder(Protocol):
 
         Returns (n, vocabulary); afterwards the cache holds lengths + 1 tokens.
         """
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> Logits:
+        """As `prefill`, but of a row with candidates all others' logits are -inf.
+
+        Theirs have the same bits whatever the candidates of others and its own are.
+        """
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> Logits:
+        """As `decode`, with logits as of `prefill_among`."""
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`.

@@ -91,7 +91,7 @@ class Sampler:
             if banned:
                 x = x.copy() if x is row else x
                 x[banned] = -np.inf
-            token = self.pick(x)
+            token = self.pick(x) if x.max() > -np.inf else best  # all candidates are forbidden
         self.note(token)
         return token
 
@@ -179,18 +179,21 @@ def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
     return sum(token == ngram[-1] for token in followers(ids, ngram[:-1]))
 
 
-def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
-    """The best token of each row (the lowest id on ties) and its log-probability."""
+def greedy(
+    logits: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+) -> tuple[NDArray[np.int64], list[float]]:
+    """The best token of each row (the lowest id on ties) and its log-probability; rows may differ
+    in length."""
     if isinstance(logits, HostLogits) and logits.sums is not None:
         return _greedy_by(logits.view(np.ndarray), logits.sums)
     ids = np.empty(len(logits), np.int64)
     logprobs: list[float] = []
-    scratch = np.empty(logits.shape[1], np.float32)  # one row: stays in the cache
+    most = np.empty(max(map(len, logits), default=0), np.float32)  # one row: stays in the cache
     with np.errstate(all="ignore"):
         for i, row in enumerate(logits):
             best = row.argmax()
             ids[i] = best
-            np.subtract(row, row[best], out=scratch)
+            scratch = np.subtract(row, row[best], out=most[: row.size])
             np.exp(scratch, out=scratch)
             total = float(np.add.reduce(scratch))
             logprobs.append(-math.log(total) if math.isfinite(total) else math.nan)
@@ -231,7 +234,7 @@ def likeliest(
 ) -> list[tuple[int, float]]:
     """The `count` most likely ids, best first, and their log-probabilities; one of any is known.
 
-    Of equal logits the lower id goes first.
+    Of equal logits the lower id goes first; those that cannot come at all are left out.
     """
     ids = largest(row, count) if count < row.size else np.arange(row.size)
     values = row[ids]
@@ -240,6 +243,7 @@ def likeliest(
     return [
         (i, logprob + (value - known))
         for i, value in zip(ids[order].tolist(), values[order].tolist(), strict=True)
+        if value > -math.inf
     ]
 
 

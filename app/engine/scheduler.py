@@ -21,15 +21,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from app.engine import runs
 from app.engine.admission import culprit, fitting, giving_way, similar
 from app.engine.invariants import check_state
 from app.engine.kv import SlotTable
 from app.engine.line import Line
 from app.engine.prefixes import PrefixStore
 from app.engine.request import (
+    Array,
     Decoder,
     Event,
     Failed,
@@ -41,7 +40,7 @@ from app.engine.request import (
     Token,
 )
 from app.engine.sampling import likeliest
-from app.engine.sequence import Row, Sequence, StepReport, choose_rows
+from app.engine.sequence import Read, Row, Sequence, StepReport, choose_rows
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 T = TypeVar("T")
@@ -156,7 +155,8 @@ class Scheduler:
     def _prefill_run(self, group: list[Sequence]) -> bool:
         first = len(self._table)
         prompts = [sequence.prefix[: self._chunk] for sequence in group]
-        logits = self._try("prefill", lambda: self._decoder.prefill(first, prompts))
+        run = partial(runs.prefill, self._decoder, first, group, prompts)
+        logits = self._try("prefill", run)
         if logits is None:
             return False
         lengths = [len(prompt) for prompt in prompts]
@@ -194,7 +194,8 @@ class Scheduler:
         """
         row, start = self._table.owners.index(sequence.rows[0]), sequence.read
         part = sequence.prefix[start : start + self._chunk]
-        run = partial(self._try, "chunk", partial(self._decoder.prefill, row, [part], start))
+        read = partial(runs.prefill, self._decoder, row, [sequence], [part], start)
+        run = partial(self._try, "chunk", read)
         if (logits := run()) is None and (logits := run()) is None:
             self._fail(sequence, _failed())
             return self._sweep()
@@ -225,8 +226,8 @@ class Scheduler:
             self._sweep()
 
     def _decode_run(self, rows: int) -> Logits | None:
-        tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
-        return self._try("decode", lambda: self._decoder.decode(tokens, lengths))
+        fed = self._table.owners[:rows], self._table.tokens(rows), self._table.lengths(rows)
+        return self._try("decode", partial(runs.decode, self._decoder, *fed))
 
     def _try(self, phase: str, run: Callable[[], T]) -> T | None:
         try:
@@ -246,7 +247,7 @@ class Scheduler:
         ids, logprobs, values = chosen
         now = self._clock()
         self._table.feed(first, ids)
-        searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
+        searched: dict[Sequence, dict[Row, Read]] = {}
         for i, (row, token) in enumerate(zip(rows, ids.tolist(), strict=True)):
             if row.sequence.reading:
                 continue
@@ -259,12 +260,7 @@ class Scheduler:
         self._sweep()
 
     def _take(
-        self,
-        sequence: Sequence,
-        logits: NDArray[np.float32] | None,
-        token: int,
-        logprob: float,
-        now: float,
+        self, sequence: Sequence, logits: Array | None, token: int, logprob: float, now: float
     ) -> None:
         """Give a sequence its next token; it leaves its row when it ends or must start again."""
         request, output = sequence.request, sequence.output
@@ -291,12 +287,7 @@ class Scheduler:
         if sequence.generated >= sequence.limit:
             self._finish(sequence, "length", now)
 
-    def _search(
-        self,
-        sequence: Sequence,
-        read: dict[Row, tuple[NDArray[np.float32], int, float]],
-        now: float,
-    ) -> None:
+    def _search(self, sequence: Sequence, read: dict[Row, Read], now: float) -> None:
         """Take a beam search one token further, and its rows to where its hypotheses now are."""
         search = sequence.search
         assert search is not None

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from app.engine.beam import BeamSearch
 from app.engine.kv import SlotTable
-from app.engine.request import Event, Logits, Request, Timing
+from app.engine.request import Array, Event, Logits, Request, Timing
 from app.engine.sampling import Sampler, choose, is_plain
+
+Read = tuple[Array, int, float]  # of a row its logits, its token and that one's log-probability
 
 
 class Sequence:
@@ -157,7 +159,7 @@ class Row:
 
 def choose_rows(
     rows: list[Row], logits: Logits
-) -> tuple[NDArray[np.int64], list[float], dict[int, NDArray[np.float32]]]:
+) -> tuple[NDArray[np.int64], list[float], dict[int, Array]]:
     """Each row's token and its log-probability, and the logits of those that need them: they may
     have to come from a device, which may fail."""
     ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])

@@ -14,67 +14,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.bundle import MANIFEST, Bundle, CacheType
-from app.engine.golden import check_golden
+from app.bundle import Bundle
+from app.engine.golden import check_golden, listed_alike
+from app.engine.graph import CACHE_TYPES, check_graph
+from app.engine.listed import ListedLogits
+from app.engine.listing import Listing, host_logits, least_columns
 from app.engine.memory import COLUMNS, CacheSize
-from app.engine.request import HostLogits, Logits
-from app.engine.runtime import Device, create_session
+from app.engine.request import HostLogits, Logits, Only
+from app.engine.runtime import Device, available_threads, create_session
 from app.errors import BundleError, InvalidField
 
 log = logging.getLogger("app.engine")
 
-CACHE_TYPES: Final[dict[CacheType, tuple[str, type[Any]]]] = {
-    "float32": ("tensor(float)", np.float32),
-    "float16": ("tensor(float16)", np.float16),
-    "int8": ("tensor(int8)", np.int8),
-}
 L = TypeVar("L", bound=Logits)
-
-_Kind = tuple[str, tuple[int, ...]]  # a node's type, and those of its dimensions that are fixed
-
-
-def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
-    """Names, types and sizes of the graph against the manifest; raises BundleError naming one."""
-    model, names = bundle.manifest.model, bundle.manifest.graph
-    cache: _Kind = (CACHE_TYPES[names.cache_dtype][0], (model.heads, model.head_size))
-    wanted_in: dict[str, _Kind] = {
-        names.ids: ("tensor(int64)", ()),
-        names.positions: ("tensor(int64)", ()),
-        names.last_index: ("tensor(int64)", ()),
-        names.seqlens_k: ("tensor(int32)", ()),
-        names.total_sequence_length: ("tensor(int32)", ()),
-    }
-    wanted_out: dict[str, _Kind] = {names.logits: ("tensor(float)", (model.vocabulary,))}
-    if names.best_ids is not None:
-        wanted_out[names.best_ids] = ("tensor(int64)", ())
-    if names.best_sums is not None:
-        wanted_out[names.best_sums] = ("tensor(float)", ())
-    for layer in range(model.layers):
-        for name in (names.past_key, names.past_value):
-            wanted_in[name.format(layer=layer)] = cache
-        for name in (names.present_key, names.present_value):
-            wanted_out[name.format(layer=layer)] = cache
-    for side, wanted, nodes in (
-        ("input", wanted_in, session.get_inputs()),
-        ("output", wanted_out, session.get_outputs()),
-    ):
-        found = {
-            node.name: (node.type, tuple(d for d in node.shape if isinstance(d, int)))
-            for node in nodes
-        }
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise BundleError(
-                    f"{side} {name!r} is {found.get(name, 'missing')} in model.onnx and "
-                    f"{wanted.get(name, 'missing')} in {MANIFEST} (model, graph)",
-                    param="graph",
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +55,7 @@ class GraphDecoder(ABC, Generic[L]):
     """
 
     device: Device = "cpu"
+    lists = False
 
     def __init__(
         self,
@@ -130,12 +89,14 @@ class GraphDecoder(ABC, Generic[L]):
 
     def _check(self, bundle: Bundle) -> bool | None:
         """The bundle's golden answer; whether a row in company has the same bits, where told."""
-        manifest = bundle.manifest
-        alike = check_golden(self, manifest.golden) if manifest.golden is not None else None
-        if alike is False and manifest.model.precision != "fp16":  # which promises nothing
+        golden = bundle.manifest.golden
+        alike = check_golden(self, golden) if golden is not None else None
+        if self.lists and not listed_alike(self, [self._end] * COLUMNS):
+            alike = False
+        if alike is False and self.precision != "fp16":  # which promises nothing
             log.warning(
                 "%s: on this processor answers may differ in the last bits with the batch",
-                manifest.name,
+                bundle.manifest.name,
             )
         return alike
 
@@ -152,6 +113,25 @@ class GraphDecoder(ABC, Generic[L]):
 
     def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> L:
         """Read prompts, or one on from `start`; logits of each last position."""
+        binding, held = self._bind_prefill(first, prompts, start)
+        logits = self._run(binding, len(prompts))
+        del held
+        return logits
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> ListedLogits:
+        raise NotImplementedError(f"candidates on {self.device}")
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> ListedLogits:
+        raise NotImplementedError(f"candidates on {self.device}")
+
+    def _bind_prefill(
+        self, first: int, prompts: Sequence[Sequence[int]], start: int
+    ) -> tuple[ort.IOBinding, dict[str, ort.OrtValue]]:
+        """And what must outlive the run."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
         if rows == 0 or first < 0 or first + rows > self.slots:
@@ -181,12 +161,18 @@ class GraphDecoder(ABC, Generic[L]):
         }
         held = bind_arrays(binding, feeds)
         self._caches.bind(binding, first, rows)
-        logits = self._run(binding, rows)
-        del held
-        return logits
+        return binding, held
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> L:
         """One token for each of the slots 0..n-1, which hold `lengths` tokens."""
+        return self._run(self._bind_decode(tokens, lengths, self._steps), len(tokens))
+
+    def _bind_decode(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        steps: dict[int, Step],
+    ) -> ort.IOBinding:
         rows = len(tokens)
         if not 1 <= rows <= self.slots or lengths.shape != (rows,):
             raise ValueError(f"decode of {rows} rows, {lengths.shape} lengths, {self.slots} slots")
@@ -194,15 +180,15 @@ class GraphDecoder(ABC, Generic[L]):
         if int(lengths.min()) < 1 or longest >= self.capacity:
             raise ValueError(f"lengths {lengths.tolist()} are outside 1..{self.capacity - 1}")
         self._check_ids(tokens)
-        step = self._steps.get(rows)
+        step = steps.get(rows)
         if step is None:
-            step = self._steps[rows] = self._make_step(rows)
+            step = steps[rows] = self._make_step(rows)
         step.ids[:, 0] = tokens
         step.positions[:] = lengths
         step.seqlens_k[:] = lengths
         step.total[...] = longest + 1
         self._send(step)
-        return self._run(step.binding, rows)
+        return step.binding
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`."""
@@ -255,6 +241,54 @@ class GraphDecoder(ABC, Generic[L]):
 class OnnxDecoder(GraphDecoder[HostLogits]):
     """On the CPU provider: everything is a numpy array, and nothing is copied."""
 
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        slots: int,
+        spare: int = 0,
+        capacity: int | None = None,
+        threads: int | None = None,
+        lists: bool = False,
+    ) -> None:
+        """`lists`: requests may have candidates; the bundle's graph must be made for that."""
+        if lists and bundle.manifest.graph.listing is None:
+            raise InvalidField(
+                "a shortlist needs a bundle that was exported with one, which "
+                f"{bundle.manifest.name!r} was not",
+                param="shortlist",
+            )
+        self.lists, self._threads = lists, threads
+        self._steps_among: dict[int, Step] = {}  # others: what is bound to an input stays
+        super().__init__(bundle, slots=slots, spare=spare, capacity=capacity, threads=threads)
+
+    def _check(self, bundle: Bundle) -> bool | None:
+        if self.lists:
+            self._listing = self._list(bundle)
+        return super()._check(bundle)
+
+    def _list(self, bundle: Bundle) -> Listing:
+        manifest = bundle.manifest
+        least = least_columns(self._threads or available_threads(), self.slots)
+        binding, held = self._bind_prefill(0, [[self._end] * COLUMNS], 0)
+        listing = Listing(self._session, manifest.graph, manifest.model, binding, least)
+        del held
+        return listing
+
+    def prefill_among(
+        self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
+    ) -> ListedLogits:
+        binding, held = self._bind_prefill(first, prompts, start)
+        logits = self._listing.run(binding, only, decodes=False)
+        del held
+        return logits
+
+    def decode_among(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
+    ) -> ListedLogits:
+        binding = self._bind_decode(tokens, lengths, self._steps_among)
+        return self._listing.run(binding, only, decodes=True)
+
     def _allocate(self, bundle: Bundle) -> Caches:
         return Caches(bundle, self.slots + self.spare, self.capacity)
 
@@ -267,14 +301,7 @@ class OnnxDecoder(GraphDecoder[HostLogits]):
         pass  # the arrays are the buffers
 
     def _run(self, binding: ort.IOBinding, rows: int) -> HostLogits:
-        # A new array each time: an answer must not change under the caller at the next run.
-        logits = np.empty((rows, self.vocabulary), np.float32).view(HostLogits)
-        outputs: list[tuple[str, NDArray[Any]]] = [(self._names.logits, logits)]
-        if self._names.best_sums is not None:
-            logits.sums = np.empty(rows, np.float32)
-            outputs.append((self._names.best_sums, logits.sums))
-        for name, array in outputs:
-            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        logits = host_logits(binding, self._names, rows, self.vocabulary)
         self._session.run_with_iobinding(binding)
         return logits
 

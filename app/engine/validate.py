@@ -9,7 +9,9 @@ import math
 from collections.abc import Collection
 from dataclasses import fields
 
-from app.engine.request import Beam, Decoder, Request, Sampling
+import numpy as np
+
+from app.engine.request import Beam, Candidates, Decoder, Request, Sampling
 from app.errors import InvalidField, TooLong
 
 
@@ -36,6 +38,8 @@ def validate(request: Request, decoder: Decoder) -> None:
     _validate_sampling(request.sampling, decoder)
     if request.beam is not None:
         _validate_beam(request.beam, request.sampling, decoder.slots)
+    if request.candidates is not None:
+        _validate_candidates(request.candidates, decoder)
 
 
 def _known(ids: Collection[int], decoder: Decoder) -> bool:
@@ -89,3 +93,22 @@ def _validate_beam(beam: Beam, options: Sampling, slots: int) -> None:
     for field in fields(Sampling):
         if getattr(options, field.name) != getattr(usable, field.name):
             raise InvalidField(f"{field.name} cannot go with a beam", param=field.name)
+
+
+def _validate_candidates(candidates: Candidates, decoder: Decoder) -> None:
+    ids = candidates.ids
+    if not decoder.lists:
+        raise InvalidField("This engine takes no candidates", param="candidates")
+    if candidates.vocabulary != decoder.vocabulary:
+        raise InvalidField(
+            f"candidates are of {candidates.vocabulary} ids: there are {decoder.vocabulary}",
+            param="candidates",
+        )
+    if ids.ndim != 1 or ids.dtype != np.int64 or not ids.size or (np.diff(ids) <= 0).any():
+        raise InvalidField("candidates are not ascending ids, at least one", param="candidates")
+    if not _known((int(ids[0]), int(ids[-1])), decoder):
+        raise InvalidField(
+            f"candidates have the id {ids[-1] if ids[0] >= 0 else ids[0]}: there are "
+            f"{decoder.vocabulary}",
+            param="candidates",
+        )

@@ -85,8 +85,9 @@ class ResultCache:
 
     def _key(self, request: Request) -> bytes:
         """Of the bundle and all that an answer depends on."""
+        only = request.candidates
         parts = (request.prompt, request.max_tokens, sorted(request.end_ids), request.sampling,
-                 request.forced, request.beam)  # fmt: skip
+                 request.forced, request.beam, only and only.ids.tobytes())  # fmt: skip
         return hashlib.blake2b(self._digest + repr(parts).encode(), digest_size=32).digest()
 
     def _find(self, key: bytes) -> _Answer | None:

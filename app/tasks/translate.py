@@ -21,6 +21,7 @@ from app.errors import InvalidField, NotReady, TooLong, UnknownLanguage
 from app.tasks.inputs import INLINE_CHARACTERS, Bounds, TaskLimits, check_texts, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
 from app.tasks.languages import served
+from app.tasks.shortlist import Shortlist
 from app.text.detect import Detection, Detector
 from app.text.segment import Layout, layout, translatable
 from app.text.tokenizer import Detokenizer, TextTokenizer
@@ -132,6 +133,7 @@ class Translator:
         detector: Detector,
         manifest: Manifest,
         limits: TaskLimits,
+        shortlist: Shortlist | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -139,6 +141,7 @@ class Translator:
         self._languages = manifest.languages
         self._pairs = frozenset(manifest.pairs)
         self._limits = limits
+        self._shortlist = shortlist
 
     async def run(
         self,
@@ -291,6 +294,7 @@ class Translator:
             forced = plan.prefix if first else ()
             room = min(3 * len(ids) + 32 + len(forced), self._limits.context - len(prompt))
             sequences.append(len(plan.requests))
+            listed = self._shortlist
             request = Request(
                 prompt,
                 room,
@@ -299,6 +303,7 @@ class Translator:
                 SAMPLING,
                 forced=forced,
                 beam=plan.options.search if first or not plan.options.branch else None,
+                candidates=listed.candidates(source, plan.target, ids) if listed else None,
             )
             plan.requests.append(request)
             most = max(self._limits.max_pieces // plan.options.beam, 1)

@@ -127,8 +127,8 @@ def test_logits_that_are_not_finite_fail_alone() -> None:
     driver = Driver(decoder, chunk=64)
     original = decoder.prefill
 
-    def prefill(first: int, prompts: list[tuple[int, ...]]) -> object:
-        logits = original(first, prompts)
+    def prefill(first: int, prompts: list[tuple[int, ...]], start: int) -> object:
+        logits = original(first, prompts, start)
         for row, prompt in enumerate(prompts):
             if prompt == requests[2].prompt:
                 logits[row, 5] = float("nan")
@@ -143,7 +143,7 @@ def test_logits_that_are_not_finite_fail_alone() -> None:
 
 
 class FarLogits:
-    """Implements RemoteLogits; the fetch of a row may raise."""
+    """Implements LazyLogits; the fetch of a row may raise."""
 
     def __init__(self, rows: NDArray[np.float32], fetch: Callable[[], None]) -> None:
         self._rows, self._fetch = rows, fetch

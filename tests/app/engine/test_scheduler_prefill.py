@@ -15,9 +15,9 @@ def test_prefill_runs_are_bounded_and_hold_similar_lengths() -> None:
     lengths: list[list[int]] = []
     original = driver.decoder.prefill
 
-    def prefill(first: int, prompts: list[tuple[int, ...]]) -> object:
+    def prefill(first: int, prompts: list[tuple[int, ...]], start: int) -> object:
         lengths.append([len(prompt) for prompt in prompts])
-        return original(first, prompts)
+        return original(first, prompts, start)
 
     driver.decoder.prefill = prefill  # type: ignore[assignment, method-assign]
     for size in (40, 8, 39, 8, 8, 41, 8, 60, 9, 40):
