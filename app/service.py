@@ -34,6 +34,7 @@ class ServiceOptions:
     prefix_slots: int = 0
     translation_cache: int = 0
     translation_cache_mb: int = 16
+    retry: bool = True
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
@@ -80,6 +81,7 @@ class Service:
             max_items=options.max_items,
             max_characters=options.max_characters,
             max_pieces=options.max_queue,  # more could never wait
+            slots=cache.slots,
         )
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         translating: EngineLike = engine
@@ -92,7 +94,9 @@ class Service:
             cache,
             engine,
             detector,
-            Translator(translating, tokenizer, detector, manifest, limits),
+            Translator(
+                translating, tokenizer, detector, manifest, limits, metrics, options.retry
+            ),
             Generator(engine, tokenizer, limits),
             limits,
         )

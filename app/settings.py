@@ -43,6 +43,7 @@ class Settings(BaseSettings):
         0, ge=0, description="Answers of the translation task kept for the same question; 0: none."
     )
     translation_cache_mb: int = Field(16, ge=1, description="Bound of their memory.")
+    retry: bool = Field(True, description="Try flagged translations again, by beam.")
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(

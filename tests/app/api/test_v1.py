@@ -29,8 +29,11 @@ def test_translate_one(client: httpx.Client) -> None:
     assert list(body) == ["translations", "usage", "timing", "model"]
     (translation,) = body["translations"]
     assert list(translation) == [
-        "text", "source", "detected", "finish_reason", "truncated", "alternatives"
+        "text", "source", "detected", "finish_reason", "truncated", "alternatives", "quality"
     ]  # fmt: skip
+    assert list(translation["quality"]) == ["score", "flags", "sentences", "glossary"]
+    (sentence,) = translation["quality"]["sentences"]
+    assert list(sentence) == ["score", "flags", "lost", "method"]
     assert translation["alternatives"] == []
     assert (translation["source"], translation["detected"]) == ("en", None)
     assert set(body["usage"]) == {"prompt_tokens", "completion_tokens"}
