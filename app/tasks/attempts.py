@@ -117,8 +117,8 @@ class Attempts:
                 ids = self._tokenizer.encode(part.text, param=piece.param)
                 prompt = self._tokenizer.translation_prompt(*piece.languages, ids)
                 forced = piece.forced if not requests else ()
-                # a part of a sentence is short, and a weak model goes on from it
-                free = 2 * len(ids) + 4 if attempt.method == "segments" else 3 * len(ids) + 32
+                # a weak model goes on from a part of a sentence, and what loops is not worth more
+                free = 3 * len(ids) + 32 if attempt.method == "first" else 2 * len(ids) + 8
                 room = min(free + len(forced), self._limits.context - len(prompt))
                 requests.append(
                     Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING,

@@ -20,6 +20,7 @@ from app.tasks.options import TranslateOptions
 from app.tasks.pieces import Piece
 
 _BEST = 4  # size of a beam that tries again
+_MOST = 64  # pieces of a request that are: a text that is doubtful throughout is not worth more
 _WAIT_S = 1.0
 Made = tuple[list[Candidate], tuple[Hypothesis, ...]]
 Told = tuple[list[Token], Finished]
@@ -68,11 +69,13 @@ class Rounds:
         return bool(found.lost if self._options.alternatives else found.flags)
 
     async def _again(self, found: list[Candidate]) -> None:
+        doubtful = [i for i, one in enumerate(found) if self._doubtful(one)]
+        doubtful.sort(key=lambda i: found[i].rank[:2] == (0, 0))  # those that lose words first
         attempts = [
             attempt
-            for i, one in enumerate(found)
-            if self._doubtful(one) and one.method != "segments"
-            for attempt in self._attempts.again(i, self._pieces[i], one)
+            for i in sorted(doubtful[:_MOST])
+            if found[i].method != "segments"
+            for attempt in self._attempts.again(i, self._pieces[i], found[i])
         ]
         beam = Beam(self._size, self._options.length_penalty, best=self._size)
         beams = [beam if self._size > 1 else None] * len(attempts)
