@@ -13,6 +13,11 @@ COPY training training
 COPY export export
 RUN /venv/bin/pip install --no-cache-dir --no-deps .
 
+# The bundled model as a GPU needs it.
+FROM build AS fp16
+RUN /venv/bin/pip install --no-cache-dir "onnx==1.23.2" "safetensors==0.8.0" \
+  && /venv/bin/gpt2-mt export app/models/default /bundle --precision fp16
+
 FROM build AS build-gpu
 RUN /venv/bin/pip uninstall --yes onnxruntime && /venv/bin/pip install --no-cache-dir "onnxruntime-gpu==1.31.1"
 
@@ -31,7 +36,9 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3.12 &
   && ln -s /usr/bin/python3.12 /usr/local/bin/python && ln -s /usr/bin/python3.12 /usr/local/bin/python3
 RUN useradd --system --uid 10001 --no-create-home server
 COPY --from=build-gpu /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GPT2MT_HOST=0.0.0.0 GPT2MT_DEVICE=cuda
+COPY --from=fp16 /bundle /bundle
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GPT2MT_HOST=0.0.0.0 \
+  GPT2MT_DEVICE=cuda GPT2MT_BUNDLE=/bundle
 EXPOSE 8000
 USER 10001
 ENTRYPOINT ["gpt2-mt"]

@@ -4,10 +4,11 @@ PORT ?= 8000
 SERVE := .venv
 DEV := .venv-dev
 PEERS := .venv-peers
+GPU := .venv-gpu
 OUT ?= build/demo
 BENCH ?= build/bench
 
-.PHONY: serve test check demo bench clean
+.PHONY: serve test check demo bench test-gpu bench-gpu clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -38,6 +39,12 @@ bench: $(SERVE)/.ready $(PEERS)/.ready  ## serving beside its peers, an idle mac
 	  --out $(BENCH) --server-python $(SERVE)/bin/python || exit 1; done
 	tail -n +1 $(BENCH)/*.md
 
+test-gpu: $(GPU)/.ready  ## the tests that need an NVIDIA GPU
+	$(GPU)/bin/python -m pytest -q -m gpu
+
+bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the share of its bandwidth
+	$(GPU)/bin/python -m benchmarks.gpu --out $(BENCH)
+
 # A virtual environment from the first prerequisite, its pinned requirements.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: give make PYTHON=python3.12, say")'
@@ -53,8 +60,16 @@ $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
 	$(install)
 
+$(GPU)/.ready: build/requirements-gpu.txt pyproject.toml
+	$(install)
+
+# Those of the tests, with the runtime for GPUs in the other's place.
+build/requirements-gpu.txt: docker/requirements-dev.txt
+	mkdir -p $(@D)
+	sed 's/^onnxruntime==.*/onnxruntime-gpu==1.31.1/' $< > $@
+
 $(PEERS)/.ready: benchmarks/requirements-peers.txt docker/requirements-dev.txt pyproject.toml
 	$(install)
 
 clean:
-	rm -rf $(SERVE) $(DEV) $(PEERS) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(SERVE) $(DEV) $(PEERS) $(GPU) build .mypy_cache .ruff_cache .pytest_cache

@@ -25,7 +25,7 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 FORMAT: Final = "gpt2-mt-bundle"
-FORMAT_VERSION: Final = 2  # 2: int4, golden, int8 cache
+FORMAT_VERSION: Final = 2  # 2: int4, golden, int8 cache, best_ids, best_sums
 READABLE: Final = (1, FORMAT_VERSION)
 TEMPLATE_FIELDS: Final = {
     "translate": frozenset({"{source}", "{target}", "{text}"}),
@@ -84,8 +84,10 @@ class GraphSpec(_Part):
     ids (batch, time) int64; positions (batch * time,) int64; last_index (batch,) int64, which of
     the batch * time positions is each row's last valid one; seqlens_k (batch,) int32, cached
     tokens + new ones - 1; total_sequence_length () int32, the longest row; caches (batch, heads,
-    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32. An
-    int8 cache has its scales in the graph.
+    capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32;
+    best_sums (batch,) float32, of each row the sum of exp(logit - largest). Graphs for GPUs choose
+    as well: best_ids (batch,) int64, the id with the largest logit, the lowest of equals. An int8
+    cache has its scales in the graph.
     """
 
     ids: str = "input_ids"
@@ -98,6 +100,8 @@ class GraphSpec(_Part):
     present_key: LayerName = "present_key.{layer}"
     present_value: LayerName = "present_value.{layer}"
     logits: str = "logits"
+    best_ids: str | None = None
+    best_sums: str | None = None
     cache_dtype: CacheType = "float32"
 
 

@@ -19,13 +19,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_info(commands)
 
 
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", metavar="DIR", help="bundle directory (default: the bundled)")
-
-
 def _add_engine(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (default: cpu)")
+    parser.add_argument("--bundle", metavar="DIR", help="bundle directory (default: the bundled)")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"],
+        help="where to run (default: auto: CUDA where the bundle can run on it)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="default: from the CPU quota")
 
 
@@ -127,12 +126,12 @@ def _register_generate(commands: argparse._SubParsersAction[argparse.ArgumentPar
 def _register_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "info",
-        help="what a bundle is: languages, size, scores, provenance",
-        description="Check a bundle and say what it is.",
+        help="what a bundle is: languages, size, scores, provenance, and where it runs",
+        description="Check a bundle, say what it is and on which device it runs here.",
         epilog="example:\n  gpt2-mt info --bundle runs/export/bundle",
         formatter_class=_RAW,
     )
-    _add_bundle(parser)
+    _add_engine(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=info)
 

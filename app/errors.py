@@ -43,10 +43,21 @@ class BadJson(AppError):
     title = "The body is not valid JSON"
 
 
+class BadForm(AppError):
+    status = 400
+    code = "bad_form"
+    title = "The body is not a valid form"
+
+
 class NotFound(AppError):
     status = 404
     code = "not_found"
     title = "There is no such resource"
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+    title = "The model is not served"
 
 
 class MethodNotAllowed(AppError):

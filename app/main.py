@@ -11,15 +11,22 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import health, v1
+from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
+from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe
-from app.api.problems import install
 from app.api.state import State
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
 
+APIS = {
+    "libretranslate": libretranslate,
+    "deepl": deepl,
+    "openai": openai,
+    "tgi": tgi,
+    "inference_protocol": inference_protocol,
+}
 log = logging.getLogger("app.main")
 
 
@@ -31,7 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await asyncio.to_thread(_open, settings, state.metrics)
         state.service = service
-        log.info("ready: %s, KV cache %s", service.bundle.manifest.name, service.cache)
+        name = service.bundle.manifest.name
+        log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
 
@@ -46,7 +54,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.gpt2mt = state
     app.include_router(v1.router)
     app.include_router(health.router)
-    install(app)
+    for name in settings.apis:
+        app.include_router(APIS[name].router)
+        state.dialects.speak(APIS[name].router, APIS[name].tell)
+    install(app, state.dialects)
     describe(app)
     app.add_middleware(
         RequestContext,

@@ -27,7 +27,7 @@ from app.text.tokenizer import TextTokenizer
 class ServiceOptions:
     """What may be chosen for any bundle."""
 
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     slots: int | None = None
     cache_mb: int | None = None
@@ -51,6 +51,7 @@ class Service:
 
     bundle: Bundle
     cache: CacheSize
+    placement: str  # the device, and whether answers depend on the load
     engine: Engine
     detector: Detector
     translator: Translator
@@ -60,16 +61,16 @@ class Service:
     @classmethod
     def open(cls, path: Path, options: ServiceOptions, metrics: Metrics) -> Service:
         """Check the bundle, load the model; the engine is not started yet."""
-        from app.engine.session import OnnxDecoder  # brings onnxruntime, 0.2 s to import
+        from app.engine.placement import describe, open_decoder, same_answers  # onnxruntime: 0.2 s
 
         bundle = Bundle.open(path)
         manifest = bundle.manifest
         cache = fit_cache(manifest, options.slots, options.cache_mb, options.prefix_slots)
-        decoder = OnnxDecoder(
+        decoder = open_decoder(
             bundle,
+            options.device,
             slots=cache.slots,
             spare=cache.spare,
-            device=options.device,
             threads=options.threads,
         )
         engine = Engine(decoder, metrics, max_queue=options.max_queue)
@@ -92,6 +93,7 @@ class Service:
         return cls(
             bundle,
             cache,
+            describe(decoder.device, same_answers(decoder)),
             engine,
             detector,
             Translator(

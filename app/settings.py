@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
 
 PREFIX = "GPT2MT_"
+Api = Literal["libretranslate", "deepl", "openai", "tgi", "inference_protocol"]
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "default"
 
 
@@ -28,7 +29,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(DEFAULT_BUNDLE, description="Directory of the model bundle.")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where the bundle can run on it, else the CPU."
+    )
     threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
     slots: int | None = Field(
         None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."
@@ -55,6 +58,16 @@ class Settings(BaseSettings):
     max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    apis: Annotated[tuple[Api, ...], NoDecode] = Field(
+        get_args(Api), description="APIs of other servers that are spoken too, with commas between."
+    )
+
+    @field_validator("apis", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

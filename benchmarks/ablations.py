@@ -205,7 +205,8 @@ def accuracies(results: Results) -> dict[str, list[tuple[float, float]]]:
     for key, value in figures.items():
         stem, _, kind = key.rpartition("_")
         if kind == "accuracy":
-            found.setdefault(stem.split("/")[-1], []).append((value, figures[f"{stem}_base"]))
+            base = figures.get(f"{stem}_base", 0.5)  # of pairs of segments half are neighbours
+            found.setdefault(stem.split("/")[-1], []).append((value, base))
     return found
 
 

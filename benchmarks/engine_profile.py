@@ -97,7 +97,7 @@ def _sampling(clock: Clock) -> Iterator[None]:
         clock.sampling.append((begin, time.perf_counter()))
         return chosen
 
-    with mock.patch("app.engine.scheduler.choose", timed):
+    with mock.patch("app.engine.sequence.choose", timed):
         yield
 
 

@@ -17,14 +17,22 @@ Ids = list[list[int]]
 Generate = Callable[[Ids, int], Ids]
 
 
-def ours(folder: Path, threads: int = 0) -> Generate:
+def ours(folder: Path, threads: int = 0, slots: int = 32, device: str = "") -> Generate:
+    """With a device it is the decoder for GPUs, which runs on `cpu` too."""
     from app.bundle import Bundle
+    from app.engine.device import DeviceDecoder
     from app.engine.engine import Engine
-    from app.engine.request import Event, Failed, Request, Token
+    from app.engine.request import Decoder, Event, Failed, Request, Token
     from app.engine.session import OnnxDecoder
     from app.metrics import Metrics
 
-    engine = Engine(OnnxDecoder(Bundle.open(folder), slots=32, threads=threads or None), Metrics())
+    options: dict[str, Any] = {"slots": slots, "threads": threads or None}
+    decoder: Decoder = (
+        DeviceDecoder(Bundle.open(folder), device=device, **options)  # type: ignore[arg-type]
+        if device
+        else OnnxDecoder(Bundle.open(folder), **options)
+    )
+    engine = Engine(decoder, Metrics())
     engine.start()
 
     def generate(prompts: Ids, tokens: int) -> Ids:
@@ -83,10 +91,10 @@ def ctranslate2(folder: Path, inter: int = 1, intra: int = 2, compute: str = "de
     return generate
 
 
-def _padded(prompts: Ids) -> tuple[Any, Any]:
+def _padded(prompts: Ids, longest: int) -> tuple[Any, Any]:
     import torch
 
-    longest = max(map(len, prompts))
+    longest = max(longest, *map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):  # on the left, as `generate` wants it
@@ -95,12 +103,12 @@ def _padded(prompts: Ids) -> tuple[Any, Any]:
     return ids, seen
 
 
-def _hugging_face(model: Any, **options: Any) -> Generate:
+def _hugging_face(model: Any, longest: int = 0, **options: Any) -> Generate:
     import torch
     from transformers import GenerationConfig
 
     def generate(prompts: Ids, tokens: int) -> Ids:
-        ids, seen = _padded(prompts)
+        ids, seen = (tensor.to(model.device) for tensor in _padded(prompts, longest))
         config: Any = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=None,
             pad_token_id=0, bos_token_id=None, use_cache=True, **options,
@@ -114,7 +122,10 @@ def _hugging_face(model: Any, **options: Any) -> Generate:
 
 
 def transformers(folder: Path, threads: int = 2, dtype: str = "float32", cache: str = "",
-                 attention: str = "sdpa", compiled: bool = False) -> Generate:  # fmt: skip
+                 attention: str = "sdpa", compiled: bool = False, device: str = "cpu",
+                 longest: int = 0) -> Generate:  # fmt: skip
+    """On `cuda` a static cache has `generate` compile the step itself, with CUDA graphs; prompts
+    are padded to `longest`, so that it does so once for each batch."""
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -123,10 +134,11 @@ def transformers(folder: Path, threads: int = 2, dtype: str = "float32", cache: 
         str(folder), dtype=getattr(torch, dtype), attn_implementation=attention
     )
     model.eval()
+    model.to(device)
     model.generation_config.eos_token_id = None
     if compiled:
         model.forward = torch.compile(model.forward, dynamic=True)
-    return _hugging_face(model, **({"cache_implementation": cache} if cache else {}))
+    return _hugging_face(model, longest, **({"cache_implementation": cache} if cache else {}))
 
 
 def optimum(folder: Path, threads: int = 2, binding: bool = False) -> Generate:

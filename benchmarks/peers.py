@@ -107,25 +107,28 @@ def turns(rows: Ids, batch: int) -> list[Ids]:
     return [rows[i * batch : (i + 1) * batch] for i in range(max(1, CALLS // batch))]
 
 
-def turn(worker: Worker, calls: list[Ids]) -> tuple[Ids, float]:
+def turn(worker: Worker, calls: list[Ids], tokens: int = TOKENS) -> tuple[Ids, float]:
     """All new ids, and new tokens per second."""
-    answers = [worker.ask(call, TOKENS) for call in calls]
+    answers = [worker.ask(call, tokens) for call in calls]
     ids = [row for rows, _ in answers for row in rows]
     return ids, sum(map(len, ids)) / sum(seconds for _, seconds in answers)
 
 
-def measure(workers: Asked, rows: Ids, rounds: int) -> dict[str, Any]:
+def measure(
+    workers: Asked, rows: Ids, rounds: int, batches: Sequence[int] = BATCHES,
+    tokens: int = TOKENS, reference: str = REFERENCE,
+) -> dict[str, Any]:  # fmt: skip
     """Speeds of each variant by batch, in turn; a variant that fails is left out from there on."""
     results: dict[str, Any] = {
         name: {**asdict(variant), "tokens_per_s": {}} for name, (variant, _) in workers.items()
     }
     alive = {name: worker for name, (_, worker) in workers.items()}
-    for batch in BATCHES:
+    for batch in batches:
         calls, answers = turns(rows, batch), dict[str, Ids]()
         for at in range(rounds + 1):
             for name, worker in list(alive.items()):
                 try:
-                    answers[name], speed = turn(worker, calls)
+                    answers[name], speed = turn(worker, calls, tokens)
                 except WorkerFailed as error:
                     say(f"  {name}, batch {batch}: {error}")
                     del alive[name]
@@ -134,8 +137,8 @@ def measure(workers: Asked, rows: Ids, rounds: int) -> dict[str, Any]:
                     of = results[name]["tokens_per_s"].setdefault(batch, [])
                     of.append(round(speed, 1))
         for name, ids in answers.items():
-            if REFERENCE in answers:
-                equal, share = agreement(ids, answers[REFERENCE])
+            if reference in answers:
+                equal, share = agreement(ids, answers[reference])
                 results[name].setdefault("agreement", {})[batch] = [equal, len(ids), share]
         say(f"  batch {batch}: " + ", ".join(
             f"{name} {Spread.of(results[name]['tokens_per_s'][batch]).median:,.0f}"

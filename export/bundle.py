@@ -4,7 +4,7 @@
 calibrates), writes model.onnx, tokenizer.json and manifest.json into a temporary directory beside
 the target, verifies what it wrote, adds a golden answer and renames it.
 `restore_checkpoint` goes back: dequantised tensors in Hugging Face GPT-2 form plus meta.json, so
-that training can go on from a bundle and other precisions can be derived.
+that training can go on from a bundle; `convert_bundle` is both in one, without torch.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def export_bundle(
     scores: Sequence[ScoreEntry] = (),
     force: bool = False,
     verify: bool = True,
+    oracles: bool = True,
     testset: str | Path | None = None,
     texts: Sequence[str] = (),
 ) -> Bundle:
@@ -81,7 +82,8 @@ def export_bundle(
 
     `activations` (int8): `static` rounds the input of every product with one scale where that is
     good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
-    Raises CheckpointError, TargetExists and VerificationFailed.
+    Without `oracles` the bundle is verified against its own fp32 alone. Raises CheckpointError,
+    TargetExists and VerificationFailed.
     """
     source = load_checkpoint(checkpoint)
     place = Path(target)
@@ -108,7 +110,7 @@ def export_bundle(
         manifest = bundle.manifest.model_copy(update={"golden": golden_of(bundle)})
         if verify:
             facts = verify_bundle(
-                source, bundle, reference or bundle, testset=testset, texts=texts
+                source, bundle, reference or bundle, testset=testset, texts=texts, oracles=oracles
             )
             if static:
                 facts["static_products"] = len(products)
@@ -281,6 +283,29 @@ def restore_checkpoint(
         _write_json(folder / "meta.json", _meta(manifest))
         load_checkpoint(folder)  # what is written can be read
     return load_checkpoint(place)
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Or else a checkpoint."""
+    return (Path(path) / MANIFEST).is_file() and not (Path(path) / "config.json").is_file()
+
+
+def convert_bundle(
+    bundle: str | Path | Bundle,
+    target: str | Path,
+    *,
+    precision: Precision,
+    force: bool = False,
+    **options: Any,
+) -> Bundle:
+    """Write a bundle's (dequantised) weights as a bundle of another precision at `target`; for the
+    options see `export_bundle`."""
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    with tempfile.TemporaryDirectory() as spare:
+        source = restore_checkpoint(opened, Path(spare) / "checkpoint").path
+        return export_bundle(
+            source, target, precision=precision, force=force, oracles=False, **options
+        )
 
 
 def _epsilon(model: onnx.ModelProto) -> float:

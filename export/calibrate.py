@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from app.bundle import Bundle
-from app.engine.session import OnnxDecoder, create_session
+from app.engine.runtime import create_session
+from app.engine.session import OnnxDecoder
 from export.checkpoint import Checkpoint, Dimensions, Tensors
 from export.errors import CheckpointError
 from export.graphs import CacheScale, FloatWeights, Graph, build_graph, graph_names

@@ -21,8 +21,8 @@ _PRECISION_HELP = "int8, int4 (smallest) and fp32 are for CPUs, fp16 is for GPUs
 _EXPORT_EXAMPLE = """examples:
   gpt2-mt export runs/base/checkpoint bundles/base
   gpt2-mt export runs/base/checkpoint bundles/base --testset testsets --scores results.json
+  gpt2-mt export bundles/base bundles/base-gpu --precision fp16
   gpt2-mt export --restore bundles/base checkpoints/base
-  gpt2-mt export checkpoints/base bundles/base-gpu --precision fp16
 """
 _BUILD_EXAMPLE = """examples:
   gpt2-mt build cpu --corpus corpus --tests testsets --out runs/cpu
@@ -42,12 +42,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "export",
         help="turn a checkpoint into a bundle, or back",
         description="Turn a checkpoint into a bundle that serves, after verifying that it answers\n"
-        "as the checkpoint does; or, with --restore, a bundle into a checkpoint.",
+        "as the checkpoint does; or a bundle into one of another precision, without torch; or,\n"
+        "with --restore, a bundle into a checkpoint.",
         epilog=_EXPORT_EXAMPLE,
         formatter_class=raw,
     )
     add = export.add_argument
-    add("source", metavar="CHECKPOINT", help="checkpoint directory (with --restore: bundle)")
+    add("source", metavar="CHECKPOINT",
+        help="checkpoint or bundle directory (with --restore: bundle)")  # fmt: skip
     add("target", metavar="BUNDLE", help="directory to write (with --restore: checkpoint)")
     add("--restore", action="store_true", help="bundle -> checkpoint, dequantised")
     add("--precision", choices=_PRECISIONS, default="int8",
@@ -106,18 +108,20 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="size of the beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
     add("--length-penalty", type=float, default=1.0,
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
+    add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from export.bundle import export_bundle, restore_checkpoint
+    from export.bundle import convert_bundle, export_bundle, is_bundle, restore_checkpoint
 
     if args.restore:
         restored = restore_checkpoint(args.source, args.target, force=args.force)
         _say(f"{restored.path}: checkpoint of {restored.parameters:,} parameters")
         return 0
-    bundle = export_bundle(
+    export = convert_bundle if is_bundle(args.source) else export_bundle
+    bundle = export(
         args.source,
         args.target,
         precision=args.precision,
@@ -163,7 +167,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:
-            rows = evaluate(translate, tests, out=args.out, progress=_progress)
+            rows = evaluate(
+                translate, tests, lowercase=args.lowercase, out=args.out, progress=_progress
+            )
         _say(table(rows) + "\n")
     _say(text_table(evaluate_text(args.model, args.testdir, args.sets, args.limit, args.out)))
     return 0

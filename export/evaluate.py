@@ -157,17 +157,21 @@ def evaluate(
     translate: Translate,
     tests: Iterable[TestSet],
     *,
+    lowercase: bool = False,
     out: Path | None = None,
     progress: Callable[[Scores, float], None] = lambda scores, seconds: None,
 ) -> list[Scores]:
-    """Translate and score every test set; hypotheses and results.json go to `out`."""
+    """Translate and score every test set; hypotheses and results.json go to `out`.
+
+    `lowercase` folds case in BLEU.
+    """
     from training.scores import score
 
     rows: list[Scores] = []
     for test in tests:
         begin = time.monotonic()
         results = translate(test.sources, test.source, test.target)
-        rows.append(score(test, results))
+        rows.append(score(test, results, lowercase))
         progress(rows[-1], time.monotonic() - begin)
         if out is not None:
             _write_hypotheses(out, test, results)

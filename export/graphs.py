@@ -3,6 +3,7 @@
 One graph serves prefill and decode: packed-QKV `GroupQueryAttention` writes keys and values into
 the caller's cache, hidden states are kept as (rows, width) with rows = batch * time, and each row's
 last position is gathered before the last MLP and the LM head.
+A graph for GPUs also chooses each row's best token, so that nothing else has to be copied back.
 In: tensors and a `Weights` (how matrices are stored and multiplied: float here, integers in
 quantize.py). Out: an `onnx.ModelProto` whose inputs and outputs `app.bundle.GraphSpec` describes.
 """
@@ -22,6 +23,9 @@ from app.bundle import CacheType, GraphSpec
 from export.checkpoint import Dimensions, Tensors
 
 OPSET: Final = 21
+# CUDA has Equal of 13 and ReduceMax and ReduceMin of 18 (ONNX Runtime's OperatorKernels.md); their
+# later versions would run on the CPU, all logits with them.
+HALF_OPSET: Final = 18
 IR_VERSION: Final = 10
 MICROSOFT: Final = "com.microsoft"
 _CACHE_ELEMENTS: Final[dict[CacheType, int]] = {
@@ -201,6 +205,38 @@ class _Decoder:
         return weights.head(graph, normed)
 
 
+def choose_best(graph: Graph, names: GraphSpec, vocabulary: int) -> None:
+    """Of each row the id of the largest logit, and what its log-probability is made of.
+
+    ArgMax and TopK would do on CPUs; on GPUs, which of equals they take is not defined.
+    """
+    assert names.best_ids is not None and names.best_sums is not None
+    graph.constant("last_axis", np.array([-1], np.int64))
+    graph.constant("every_id", np.arange(vocabulary, dtype=np.float32))
+    graph.constant("no_id", np.array(vocabulary, np.float32))
+    peak = graph.add("ReduceMax", names.logits, "last_axis", name="best.logit", keepdims=1)
+    same = graph.add("Equal", names.logits, peak, name="best.is")
+    ids = graph.add("Where", same, "every_id", "no_id", name="best.candidates")
+    first = graph.add("ReduceMin", ids, "last_axis", name="best.first", keepdims=0)
+    graph.add("Cast", first, name=names.best_ids, to=TensorProto.INT64)
+    below = graph.add("Sub", names.logits, peak, name="best.below")
+    shares = graph.add("Exp", below, name="best.shares")
+    graph.add("ReduceSum", shares, "last_axis", name=names.best_sums, keepdims=0)
+
+
+def sum_shares(graph: Graph, names: GraphSpec) -> None:
+    """What the best id's log-probability is made of, for CPUs.
+
+    Softmax and ReduceMax take a quarter of the time of numpy's exp, and use all threads; ArgMax,
+    one by one and not vectorised, is left to numpy.
+    """
+    assert names.best_sums is not None
+    graph.constant("last_axis", np.array([-1], np.int64))
+    shares = graph.add("Softmax", names.logits, name="best.shares", axis=-1)
+    largest = graph.add("ReduceMax", shares, "last_axis", name="best.share", keepdims=0)
+    graph.add("Reciprocal", largest, name=names.best_sums)
+
+
 def build_graph(
     tensors: Tensors,
     d: Dimensions,
@@ -209,15 +245,17 @@ def build_graph(
     half: bool = False,
     cache: Sequence[CacheScale] = (),
 ) -> onnx.ModelProto:
-    """The whole model; `half` makes activations and cache float16 (for GPUs), `cache` (one for each
-    layer) the cache int8."""
+    """The whole model; `half`, for GPUs: activations and cache in float16, and the best ids;
+    `cache`, one for each layer: an int8 cache."""
     names = graph_names(half=half, int8_cache=bool(cache))
     graph = Graph(np.float16 if half else np.float32)
     logits = _Decoder(graph, tensors, weights, d, names, cache).build()
     if half:
         graph.add("Cast", logits, name=names.logits, to=TensorProto.FLOAT)
+        choose_best(graph, names, d.vocabulary)
     else:
         graph.nodes[-1].output[0] = names.logits
+        sum_shares(graph, names)
     element = _CACHE_ELEMENTS[names.cache_dtype]
     shape: list[str | int | None] = ["batch", d.heads, "capacity", d.head_size]
     info = helper.make_tensor_value_info
@@ -229,6 +267,10 @@ def build_graph(
         info(names.total_sequence_length, TensorProto.INT32, []),
     ]
     outputs = [info(names.logits, TensorProto.FLOAT, ["batch", d.vocabulary])]
+    if names.best_ids is not None:
+        outputs.append(info(names.best_ids, TensorProto.INT64, ["batch"]))
+    if names.best_sums is not None:
+        outputs.append(info(names.best_sums, TensorProto.FLOAT, ["batch"]))
     for layer in range(d.layers):
         for past in (names.past_key, names.past_value):
             inputs.append(info(past.format(layer=layer), element, shape))
@@ -238,7 +280,10 @@ def build_graph(
         helper.make_graph(
             graph.nodes, "gpt2", inputs, outputs, list(graph.initializers.values())
         ),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        opset_imports=[
+            helper.make_opsetid("", HALF_OPSET if half else OPSET),
+            helper.make_opsetid(MICROSOFT, 1),
+        ],
         producer_name="gpt2-mt",
     )
     model.ir_version = IR_VERSION
@@ -247,4 +292,6 @@ def build_graph(
 
 
 def graph_names(*, half: bool = False, int8_cache: bool = False) -> GraphSpec:
-    return GraphSpec(cache_dtype="int8" if int8_cache else "float16" if half else "float32")
+    if half:
+        return GraphSpec(cache_dtype="float16", best_ids="best_ids", best_sums="best_sums")
+    return GraphSpec(cache_dtype="int8" if int8_cache else "float32", best_sums="best_sums")

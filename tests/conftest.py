@@ -176,3 +176,12 @@ def int4_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Pat
     target = tmp_path_factory.mktemp("bundles") / "tiny-int4"
     export_bundle(random_checkpoint, target, precision="int4", verify=False)
     return Bundle.open(target)
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Bundle:
+    from export.bundle import export_bundle
+
+    target = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
+    export_bundle(random_checkpoint, target, precision="fp16", verify=False)
+    return Bundle.open(target)

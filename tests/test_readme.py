@@ -9,6 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -43,7 +44,20 @@ def curls() -> Iterator[tuple[str, str, str | None]]:
 def test_readme_has_an_example_for_each_endpoint() -> None:
     paths = {path for _, path, _ in curls()}
     assert {"/v1/translate", "/v1/generate", "/v1/models", "/v1/languages",
-            "/health/ready", "/metrics"} <= paths  # fmt: skip
+            "/health/ready", "/metrics", "/translate", "/v2/translate", "/v1/completions",
+            "/generate", "/v2/health/ready"} <= paths  # fmt: skip
+
+
+def outputs(answer: Any) -> list[str]:
+    """The texts in an answer of any API."""
+    if isinstance(answer, list):
+        return [text for item in answer for text in outputs(item)]
+    if not isinstance(answer, dict):
+        return []
+    for name in ("text", "translatedText", "generated_text"):
+        if name in answer:
+            return [answer[name]] if isinstance(answer[name], str) else answer[name]
+    return [text for value in answer.values() for text in outputs(value)]
 
 
 def test_curl_examples_are_answered_by_the_bundled_model() -> None:
@@ -64,8 +78,8 @@ def test_curl_examples_are_answered_by_the_bundled_model() -> None:
                 )
                 assert answer.status_code == 200, (command, answer.text)
                 if body and not json.loads(body).get("stream"):
-                    texts = answer.json().get("translations") or answer.json()["generations"]
-                    assert all(item["text"].strip() for item in texts), command
+                    texts = outputs(answer.json())
+                    assert texts and all(text.strip() for text in texts), command
 
     asyncio.run(main())
 

@@ -2,7 +2,7 @@
 
 For every request: an id (the client's X-Request-ID if it is a sane one), the whole body read under
 the limits before anything else runs, metrics under the route's template, Server-Timing, one log
-line without the client's address or text, and a problem instead of a traceback for what nobody
+line without the client's address or text, and an error instead of a traceback for what nobody
 caught. A client that went away is counted as 499. What the server cuts off at its end is told so.
 """
 
@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem
+from app.api.dialects import Dialects
 from app.api.state import State, shutting_down
 from app.errors import AppError, BodyTooLarge, RequestTimeout
 
@@ -52,7 +52,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self._state.dialects)
         self._metrics.requests_in_flight.inc()
         try:
             await self._answer(exchange, scope, receive)
@@ -90,7 +90,7 @@ class RequestContext:
 class _Exchange:
     """One request and what of its answer has been sent."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, dialects: Dialects) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -99,6 +99,7 @@ class _Exchange:
         self.complete = False
         self._scope = scope
         self._send = send
+        self._dialects = dialects
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -116,7 +117,8 @@ class _Exchange:
         if not self.status:  # else the answer has begun and can only be broken off
             # the rest of a body that is late must not be taken for the next request
             headers = {"Connection": "close"} if isinstance(error, RequestTimeout) else None
-            await problem(error, self._scope, headers=headers)(self._scope, receive, self.send)
+            answer = self._dialects.answer(error, self._scope, headers=headers)
+            await answer(self._scope, receive, self.send)
 
 
 async def _read(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import RedirectResponse
 
+from app.api.dialects import Telling
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
 from app.errors import (
@@ -24,7 +25,8 @@ from app.errors import (
 
 DESCRIPTION = """\
 Translation and text generation by a compact GPT-2 on ONNX Runtime, with continuous batching.
-The same request gets the same answer at any load. Errors are RFC 9457 problem details.
+The same request gets the same answer at any load. Errors are RFC 9457 problem details, and under
+the name of another server's API in the shape of that one.
 Send `X-Request-ID` to find a request again in the logs; it is echoed."""
 
 _REF = "#/components/schemas/{model}"
@@ -45,6 +47,13 @@ _SAMPLES: dict[type[AppError], AppError] = {
 def errors(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may fail in these ways."""
     return {kind.status: _response(_SAMPLES[kind]) for kind in kinds}
+
+
+def shaped(telling: Telling) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of routes that tell their errors so."""
+    example = telling(_SAMPLES[InvalidField])[1]
+    content = {"application/json": {"example": example}}
+    return {"default": {"description": "An error, in the shape of this API", "content": content}}
 
 
 def describe(app: FastAPI) -> None:

@@ -1,7 +1,7 @@
 """Every error as RFC 9457 problem details: application/problem+json.
 
-`install` registers the handlers for the service's own errors, for bodies that do not validate and
-for the router's 404 and 405; `problem` builds the answer, also for the middleware's use.
+`of_body` and `of_router` make errors of the service of what FastAPI raises for a body that does not
+validate and of the router's 404 and 405; `problem` builds the answer of any error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -42,50 +42,45 @@ def problem(
 
 def members(error: AppError, scope: Scope) -> dict[str, Any]:
     """The members of the problem; an event of a stream carries the same."""
-    # 5xx without a named cause tells nothing of the inside
-    anonymous = error.status == 500
     body: dict[str, Any] = {
         "type": f"urn:gpt2-mt:problem:{error.code}",
         "title": error.title,
         "status": error.status,
-        "detail": error.title if anonymous else error.detail,
+        "detail": detail(error),
         "instance": scope["path"],
         "code": error.code,
         "param": error.param,
         "request_id": scope["state"]["request_id"],
     }
-    if error.retry_after_s is not None or error.status == NotReady.status:
-        body["retry_after_s"] = max(1, math.ceil(error.retry_after_s or 1))
+    if (seconds := retry_after_s(error)) is not None:
+        body["retry_after_s"] = seconds
     return body
 
 
-def install(app: FastAPI) -> None:
-    @app.exception_handler(AppError)
-    async def own(request: Request, error: AppError) -> Response:
-        return problem(error, request.scope)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _invalid(error, request.scope)
-
-    @app.exception_handler(HTTPException)
-    async def routing(request: Request, error: HTTPException) -> Response:
-        return problem(_of_router(error, request.scope), request.scope, headers=error.headers)
+def detail(error: AppError) -> str:
+    """What a client may read: a 500, which has no named cause, tells nothing of the inside."""
+    return error.title if error.status == 500 else error.detail
 
 
-def _of_router(error: HTTPException, scope: Scope) -> AppError:
+def retry_after_s(error: AppError) -> int | None:
+    if error.retry_after_s is None and error.status != NotReady.status:
+        return None
+    return max(1, math.ceil(error.retry_after_s or 1))
+
+
+def of_router(error: HTTPException, scope: Scope) -> AppError:
     if error.status_code == 404:
         return NotFound(f"there is nothing at {_shown(scope['path'])}")
     if error.status_code == 405:
         return MethodNotAllowed(f"{scope['method']} is not allowed at {scope['path']}")
     if error.status_code == 400:  # the body could not be decoded at all
-        return BadJson(_unreadable(error.__cause__))
+        return BadJson(unreadable(error.__cause__))
     other = AppError(error.detail)
     other.status, other.title = error.status_code, error.detail
     return other
 
 
-def _unreadable(cause: BaseException | None) -> str:
+def unreadable(cause: BaseException | None) -> str:
     """Why a body could not even be found to be wrong JSON."""
     if isinstance(cause, RecursionError):
         return "the JSON is nested too deeply"
@@ -96,21 +91,29 @@ def _unreadable(cause: BaseException | None) -> str:
     return "the body cannot be parsed as JSON"
 
 
-def _invalid(error: RequestValidationError, scope: Scope) -> Response:
+def of_json(error: ValueError | RecursionError) -> BadJson:
+    """Of what `json.loads` raises."""
+    if isinstance(error, json.JSONDecodeError):
+        return BadJson(f"the body is not valid JSON: {error.msg}, at {error.pos}")
+    return BadJson(unreadable(error))
+
+
+def of_body(error: RequestValidationError) -> tuple[AppError, list[dict[str, Any]] | None]:
+    """The error as a whole and, if it is of fields, each of them."""
     found = error.errors()
     first = found[0]
     if first["type"] == "json_invalid":
         why = first["ctx"]["error"]
-        return problem(BadJson(f"the body is not valid JSON: {why}, at {first['loc'][-1]}"), scope)
+        return BadJson(f"the body is not valid JSON: {why}, at {first['loc'][-1]}"), None
     if first["type"] == "missing" and len(first["loc"]) == 1:
-        return problem(BadJson("the body is empty"), scope)
+        return BadJson("the body is empty"), None
     errors = [_field(entry) for entry in found]
-    detail = errors[0]["detail"]
+    text = errors[0]["detail"]
     if len(errors) > 1:
-        detail += f" (and {len(errors) - 1} more)"
-    whole = InvalidField(detail, param=errors[0]["param"])
+        text += f" (and {len(errors) - 1} more)"
+    whole = InvalidField(text, param=errors[0]["param"])
     whole.code = errors[0]["code"]
-    return problem(whole, scope, errors=errors[:50])
+    return whole, errors[:50]
 
 
 def _field(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,14 +121,14 @@ def _field(entry: Mapping[str, Any]) -> dict[str, Any]:
     kind, message = entry["type"], entry["msg"]
     code = InvalidField.code
     if param is None:
-        detail = "the body must be a JSON object"
+        text = "the body must be a JSON object"
     elif kind == "missing":
-        code, detail = "missing_field", f"{param} is missing"
+        code, text = "missing_field", f"{param} is missing"
     elif kind == "extra_forbidden":
-        code, detail = "unknown_field", f"{param} is not a field of this request"
+        code, text = "unknown_field", f"{param} is not a field of this request"
     else:
-        detail = f"{param} is {_shown(entry['input'])}: {message}"
-    return {"param": param, "code": code, "detail": detail}
+        text = f"{param} is {_shown(entry['input'])}: {message}"
+    return {"param": param, "code": code, "detail": text}
 
 
 def _path(location: Sequence[str | int]) -> str | None:

@@ -20,7 +20,7 @@ from app.text.quality import Flag
 TAGS = frozenset({"<string>", "<array>"})
 
 
-def _within(bounds: Bounds) -> Any:
+def within(bounds: Bounds) -> Any:
     """The bounds that the task sets for an option."""
     if bounds.above:
         return Field(gt=bounds.low, le=bounds.high)
@@ -47,7 +47,7 @@ Stops = Annotated[
 ]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=35)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
-Bias = Annotated[Real, _within(BIAS)]
+Bias = Annotated[Real, within(BIAS)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 TimeoutS = Annotated[
     Real | None,
@@ -70,14 +70,14 @@ class TranslateRequest(_Request):
     )
     source: Code = Field("auto", description="A language code, or `auto`: detected per text.")
     target: Code = Field(description="A language code.")
-    beam: Annotated[int, _within(TRANSLATE_BOUNDS["beam"])] = Field(
+    beam: Annotated[int, within(TRANSLATE_BOUNDS["beam"])] = Field(
         1, description="Hypotheses that are followed side by side; 1: greedy."
     )
-    length_penalty: Annotated[Real, _within(TRANSLATE_BOUNDS["length_penalty"])] = Field(
+    length_penalty: Annotated[Real, within(TRANSLATE_BOUNDS["length_penalty"])] = Field(
         1.0,
         description="Of a beam: a log-probability is divided by ((5 + length) / 6) to this power.",
     )
-    alternatives: Annotated[int, _within(TRANSLATE_BOUNDS["alternatives"])] = Field(
+    alternatives: Annotated[int, within(TRANSLATE_BOUNDS["alternatives"])] = Field(
         0, description="At most `beam`: how many of its best translations are told for each text."
     )
     prefix: str = Field(
@@ -106,47 +106,47 @@ class TranslateRequest(_Request):
 
 class GenerateRequest(_Request):
     prompt: Texts = Field(description="One prompt or several.")
-    max_tokens: Annotated[int, _within(BOUNDS["max_tokens"])] = Field(
+    max_tokens: Annotated[int, within(BOUNDS["max_tokens"])] = Field(
         128, description="At most the context's rest."
     )
-    temperature: Annotated[Real, _within(BOUNDS["temperature"])] | None = Field(
+    temperature: Annotated[Real, within(BOUNDS["temperature"])] | None = Field(
         None,
         description="0 takes the likeliest token always. Left out: 0, or 1 if `top_k`, `top_p`, "
         "`min_p`, `seed` or an `n` above 1 asks for sampling.",
     )
-    top_k: Annotated[int, _within(BOUNDS["top_k"])] | None = Field(None, description="0: off.")
-    top_p: Annotated[Real, _within(BOUNDS["top_p"])] | None = Field(None, description="1: off.")
-    min_p: Annotated[Real, _within(BOUNDS["min_p"])] | None = Field(
+    top_k: Annotated[int, within(BOUNDS["top_k"])] | None = Field(None, description="0: off.")
+    top_p: Annotated[Real, within(BOUNDS["top_p"])] | None = Field(None, description="1: off.")
+    min_p: Annotated[Real, within(BOUNDS["min_p"])] | None = Field(
         None,
         description="Tokens with less than this share of the likeliest one's probability are left "
         "out; 0: off.",
     )
-    repetition_penalty: Annotated[Real, _within(BOUNDS["repetition_penalty"])] = Field(
+    repetition_penalty: Annotated[Real, within(BOUNDS["repetition_penalty"])] = Field(
         1.0, description="Over prompt and output; 1: off."
     )
-    presence_penalty: Annotated[Real, _within(BOUNDS["presence_penalty"])] = Field(
+    presence_penalty: Annotated[Real, within(BOUNDS["presence_penalty"])] = Field(
         0.0, description="Taken from the logit of every token that is in the output."
     )
-    frequency_penalty: Annotated[Real, _within(BOUNDS["frequency_penalty"])] = Field(
+    frequency_penalty: Annotated[Real, within(BOUNDS["frequency_penalty"])] = Field(
         0.0, description="Taken from a token's logit as often as it is in the output."
     )
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] = Field(
         {}, description="Token ids (as strings) and what is added to their logits."
     )
-    min_tokens: Annotated[int, _within(BOUNDS["min_tokens"])] = Field(
+    min_tokens: Annotated[int, within(BOUNDS["min_tokens"])] = Field(
         0, description="The model cannot end the text before; a stop string can."
     )
-    seed: Annotated[int, _within(BOUNDS["seed"])] | None = Field(
+    seed: Annotated[int, within(BOUNDS["seed"])] | None = Field(
         None,
         description="Generation i samples with seed + i (modulo 2**32), as it would alone.",
     )
     stop: Stops | None = Field(None, description="Strings that end the text; they are withheld.")
-    logprobs: Annotated[int, _within(BOUNDS["logprobs"])] | None = Field(
+    logprobs: Annotated[int, within(BOUNDS["logprobs"])] | None = Field(
         None,
         description="Tell every token's log-probability, and those of so many likeliest ones; all "
         "before options change them.",
     )
-    n: Annotated[int, _within(BOUNDS["n"])] = Field(
+    n: Annotated[int, within(BOUNDS["n"])] = Field(
         1, description="Generations of each prompt: the first n are of the first one."
     )
     task: Annotated[str, StringConstraints(max_length=64)] = Field(
@@ -249,7 +249,9 @@ class GenerateAnswer(_Answer):
 class ModelAnswer(_Answer):
     id: str
     object: Literal["model"] = "model"
-    created: str
+    created: int = Field(description="Unix time.")
+    created_at: str
+    owned_by: Literal["gpt2-mt"] = "gpt2-mt"
     precision: str
     parameters: int
     context: int

@@ -1,4 +1,4 @@
-"""What the routes share, kept at `app.state.gpt2mt`: the service, the metrics, the timeouts."""
+"""What the routes share, at `app.state.gpt2mt`: service, metrics, timeouts, forms of errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.dialects import Dialects
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
@@ -17,9 +18,11 @@ class State:
 
     def __init__(self, metrics: Metrics, default_timeout_s: float, max_timeout_s: float) -> None:
         self.metrics = metrics
+        self.dialects = Dialects()
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
+        self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False
 

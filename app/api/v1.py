@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator, Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
-from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from app.api import examples
-from app.api.middleware import ClientGone, log
 from app.api.openapi import errors
 from app.api.problems import members
+from app.api.requests import require_json, unless_gone
 from app.api.schemas import (
     AlternativeAnswer,
     DetectedAnswer,
@@ -38,9 +34,9 @@ from app.api.schemas import (
     UsageAnswer,
 )
 from app.api.state import ServiceOf, StateOf
+from app.api.streams import EventStream, server_timing
 from app.engine.request import Timing
 from app.errors import (
-    AppError,
     BadJson,
     BodyTooLarge,
     DeadlineExceeded,
@@ -50,6 +46,7 @@ from app.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from app.service import Service
 from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
 from app.tasks.job import Usage
 from app.tasks.options import TranslateOptions
@@ -57,7 +54,6 @@ from app.tasks.report import Quality
 from app.tasks.translate import Translation
 from app.text.glossary import Glossary
 
-T = TypeVar("T")
 POST_ERRORS = errors(
     BadJson,
     RequestTimeout,
@@ -67,19 +63,6 @@ POST_ERRORS = errors(
     QueueFull,
     DeadlineExceeded,
 )
-
-
-async def require_json(request: Request) -> None:
-    coding = request.headers.get("content-encoding", "").strip().lower()
-    if coding not in ("", "identity"):
-        raise UnsupportedMediaType(
-            f"Content-Encoding is {coding}: send the body as it is", param="Content-Encoding"
-        )
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType(
-            f"Content-Type is {kind or 'missing'}: send application/json", param="Content-Type"
-        )
 
 
 router = APIRouter(prefix="/v1", tags=["v1"])
@@ -104,11 +87,9 @@ async def translate(
         body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch,
         body.format, Glossary.of(body.glossary), body.retry,
     )  # fmt: skip
-    work = service.translator.run(
-        body.text, body.source, body.target, deadline, options=options
-    )
-    result = await _unless_gone(request, work)
-    response.headers["Server-Timing"] = _server_timing(result.timing)
+    work = service.translator.run(body.text, body.source, body.target, deadline, options=options)
+    result = await unless_gone(request, work)
+    response.headers["Server-Timing"] = server_timing(result.timing)
     return TranslateAnswer(
         translations=[_translation(t, bool(body.glossary)) for t in result.translations],
         usage=_usage(result.usage),
@@ -138,9 +119,15 @@ async def generate(
     options = _options(body)
     if body.stream:
         stream = await service.generator.start(body.prompt, options, deadline)
-        return EventStream(stream, request.scope, body.logprobs is not None)
-    result = await _unless_gone(request, service.generator.run(body.prompt, options, deadline))
-    response.headers["Server-Timing"] = _server_timing(result.timing)
+        scope = request.scope
+        return EventStream(
+            stream,
+            _events(stream, body.logprobs is not None),
+            lambda error: {"error": members(error, scope)},
+            scope["state"]["request_id"],
+        )
+    result = await unless_gone(request, service.generator.run(body.prompt, options, deadline))
+    response.headers["Server-Timing"] = server_timing(result.timing)
     return GenerateAnswer(
         generations=[
             GenerationAnswer(
@@ -158,24 +145,7 @@ async def generate(
 
 @router.get("/models", summary="The model that is served", responses=errors(NotReady))
 async def models(service: ServiceOf) -> ModelsAnswer:
-    manifest = service.bundle.manifest
-    limits = service.limits
-    model = ModelAnswer(
-        id=manifest.name,
-        created=manifest.created,
-        precision=manifest.model.precision,
-        parameters=manifest.model.parameters,
-        context=limits.context,
-        tasks=sorted(manifest.templates),
-        languages=list(manifest.languages),
-        pairs=list(manifest.pairs),
-        limits={
-            "max_prompt_tokens": limits.max_prompt_tokens,
-            "max_items": limits.max_items,
-            "max_characters": limits.max_characters,
-        },
-    )
-    return ModelsAnswer(data=[model])
+    return ModelsAnswer(data=[model_of(service)])
 
 
 @router.get("/languages", summary="Languages and their targets", responses=errors(NotReady))
@@ -191,59 +161,40 @@ async def languages(service: ServiceOf) -> LanguagesAnswer:
     )
 
 
-class EventStream(StreamingResponse):
-    """A generation as server-sent events; however it ends, its slots are freed."""
+def model_of(service: Service) -> ModelAnswer:
+    manifest = service.bundle.manifest
+    limits = service.limits
+    return ModelAnswer(
+        id=manifest.name,
+        created=_unix_time(manifest.created),
+        created_at=manifest.created,
+        precision=manifest.model.precision,
+        parameters=manifest.model.parameters,
+        context=limits.context,
+        tasks=sorted(manifest.templates),
+        languages=list(manifest.languages),
+        pairs=list(manifest.pairs),
+        limits={
+            "max_prompt_tokens": limits.max_prompt_tokens,
+            "max_items": limits.max_items,
+            "max_characters": limits.max_characters,
+        },
+    )
 
-    def __init__(self, stream: GenerationStream, scope: Scope, logprobs: bool) -> None:
-        self._stream = stream
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(stream, scope, logprobs), 200, headers, "text/event-stream")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.close()
-
-
-async def _events(stream: GenerationStream, scope: Scope, logprobs: bool) -> AsyncIterator[str]:
+def _unix_time(created: str) -> int:
     try:
-        async for chunk in stream.chunks():
-            event = {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
-            if logprobs:
-                event["logprobs"] = [_scored(token).model_dump() for token in chunk.tokens]
-            yield _event(event)
-        yield "data: [DONE]\n\n"
-    except AppError as error:
-        yield _event({"error": members(error, scope)})
-    except Exception:
-        log.exception("request %s failed", scope["state"]["request_id"])
-        yield _event({"error": members(AppError("an unexpected error"), scope)})
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:  # a manifest may say anything
+        return 0
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        watch.cancel()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _events(stream: GenerationStream, logprobs: bool) -> AsyncIterator[dict[str, Any]]:
+    async for chunk in stream.chunks():
+        event = {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
+        if logprobs:
+            event["logprobs"] = [_scored(token).model_dump() for token in chunk.tokens]
+        yield event
 
 
 def _options(body: GenerateRequest) -> GenerateOptions:
@@ -320,8 +271,3 @@ def _timing(timing: Timing) -> TimingAnswer:
         prefill_s=round(timing.prefill_s, 6),
         decode_s=round(timing.decode_s, 6),
     )
-
-
-def _server_timing(timing: Timing) -> str:
-    parts = {"queue": timing.queue_s, "prefill": timing.prefill_s, "decode": timing.decode_s}
-    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts.items())

@@ -1,9 +1,10 @@
-"""`gpt2-mt info`: what a bundle is, for people or as JSON."""
+"""`gpt2-mt info`: what a bundle is and where it runs, for people or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from typing import Any
 
@@ -11,13 +12,17 @@ from app.bundle import Bundle
 from app.engine.memory import CacheSize, fit_cache
 from app.settings import Settings
 
+_COMPANY = 3  # rows, to see whether they are alike
+
 
 def run(args: argparse.Namespace) -> int:
-    settings = Settings.load({"bundle": args.bundle})
+    names = ("bundle", "device", "threads")
+    settings = Settings.load({name: getattr(args, name) for name in names})
+    logging.basicConfig(level="INFO", format="%(message)s")  # why a device was not taken
     bundle = Bundle.open(settings.bundle)
     manifest, spare = bundle.manifest, settings.prefix_slots
     cache = fit_cache(manifest, settings.slots, settings.cache_mb, spare)
-    facts = describe(bundle, cache)
+    facts = describe(bundle, cache) | place(bundle, settings)
     text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
     sys.stdout.write(text + "\n")
     return 0
@@ -49,6 +54,16 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
     }
 
 
+def place(bundle: Bundle, settings: Settings) -> dict[str, Any]:
+    """The device that the server would use, and whether answers are the same at any load there."""
+    try:
+        from app.engine.placement import open_decoder, same_answers
+    except ImportError:  # installed without a runtime: nothing runs, but it can be described
+        return {"device": None, "same_answers_at_any_load": None}
+    decoder = open_decoder(bundle, settings.device, slots=_COMPANY, threads=settings.threads)
+    return {"device": decoder.device, "same_answers_at_any_load": same_answers(decoder)}
+
+
 def render(facts: dict[str, Any]) -> str:
     model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
     cache = CacheSize(
@@ -73,12 +88,21 @@ def render(facts: dict[str, Any]) -> str:
         ("pairs", ", ".join("-".join(pair) for pair in facts["pairs"]) or "none"),
         ("limits", f"{limits['context']} tokens, prompt up to {limits['max_prompt_tokens']}"),
         ("KV memory", str(cache)),
+        ("device", _device(facts["device"], facts["same_answers_at_any_load"])),
         ("stage", provenance["stage"] or "unknown"),
         ("commit", provenance["commit"] or "unknown"),
     ]
     rows += [("corpus", f"{c['name']} ({c['licence']})") for c in provenance["corpora"]]
     lines = [f"{name:<11} {value}" for name, value in rows]
     return "\n".join(lines + _score_table(facts["scores"]))
+
+
+def _device(device: str | None, same: bool | None) -> str:
+    if device is None:
+        return "none: onnxruntime is not installed, see the extras cpu and gpu"
+    from app.engine.placement import describe as tell
+
+    return tell(device, same)
 
 
 def _score_table(scores: list[dict[str, Any]]) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.bundle import Golden
+from app.engine.request import Logits
 from app.errors import GoldenMismatch
 
-Logits = NDArray[np.float32]
+Array = NDArray[np.float32]
 
 
 class Reader(Protocol):
@@ -30,16 +31,20 @@ class Reader(Protocol):
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> Logits: ...
 
 
-def read(decoder: Reader, prompt: Sequence[int], ids: Sequence[int], rows: int = 1) -> Logits:
+def read(decoder: Reader, prompt: Sequence[int], ids: Sequence[int], rows: int = 1) -> Array:
     """Logits (len(ids), rows, vocabulary) before each of `ids`, in `rows` slots at once."""
-    logits = [decoder.prefill(0, [prompt] * rows)]
+    logits = [_array(decoder.prefill(0, [prompt] * rows))]
     for step, token in enumerate(ids[:-1]):
         lengths = np.full(rows, len(prompt) + step, np.int32)
-        logits.append(decoder.decode(np.full(rows, token, np.int64), lengths))
+        logits.append(_array(decoder.decode(np.full(rows, token, np.int64), lengths)))
     return np.stack(logits)
 
 
-def log_probabilities(logits: Logits, ids: Sequence[int]) -> list[float]:
+def _array(logits: Logits) -> Array:
+    return np.stack([logits[row] for row in range(len(logits))])
+
+
+def log_probabilities(logits: Array, ids: Sequence[int]) -> list[float]:
     """Natural, of each of `ids`; logits (len(ids), vocabulary)."""
     x = logits.astype(np.float64)
     x -= x.max(axis=1, keepdims=True)

@@ -129,6 +129,32 @@ class Request:
         return 1 if self.beam is None else self.beam.size
 
 
+class RemoteLogits(Protocol):
+    """Logits that a device holds: of each row the best comes at once, a row itself when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> NDArray[np.float32]: ...
+
+    def best(self) -> tuple[NDArray[np.int64], list[float]]:
+        """As `app.engine.sampling.greedy`."""
+
+
+class HostLogits(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
+    """Logits (n, vocabulary) in memory; `sums` (n,) of exp(logit - largest), where they are known.
+
+    What is cut out of it does not know them.
+    """
+
+    sums: NDArray[np.float32] | None
+
+    def __array_finalize__(self, source: object) -> None:
+        self.sums = None
+
+
+Logits = NDArray[np.float32] | HostLogits | RemoteLogits  # (n, vocabulary)
+
+
 class Decoder(Protocol):
     """A causal decoder over a pool of KV slots. Called by one thread only.
 
@@ -142,18 +168,14 @@ class Decoder(Protocol):
     capacity: int  # tokens a slot holds, prompt and output together
     vocabulary: int
 
-    def prefill(
-        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
-    ) -> NDArray[np.float32]:
+    def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> Logits:
         """Read fresh prompts into slots first, first+1, ...; logits of each last position.
 
         Returns (len(prompts), vocabulary). Prompts may differ in length. With an even `start`, one
         prompt is read on: what is given follows the `start` tokens that the slot holds.
         """
 
-    def decode(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> Logits:
         """One token for each of the slots 0..n-1; `lengths` (n,) tokens are in the cache before.
 
         Returns (n, vocabulary); afterwards the cache holds lengths + 1 tokens.

@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.request import Sampling
+from app.engine.request import HostLogits, Logits, Sampling
 
 _BLOCK = 128  # values per block where a row is searched in two levels
 _FILTERS = 3  # passes that leave out the unlikely before the rest is sorted for top-p
@@ -79,12 +79,14 @@ class Sampler:
                 self._followers.setdefault(last, []).append(token)
                 self._last = self._last[1:]
 
-    def choose(self, row: NDArray[np.float32], best: int) -> int:
-        """The next token of one row (vocabulary,), noted; `best` is its most likely."""
+    def choose(self, logits: Logits, at: int, best: int) -> int:
+        """The next token of row `at`, noted; `best` is its most likely. The row is read if needed.
+        """
         o, banned = self.options, self.forbidden()
         if o.temperature == 0.0 and not self._adjusts and best not in banned:
             token = best
         else:
+            row = logits[at]
             x = self._adjusted(row) if self._adjusts else row
             if banned:
                 x = x.copy() if x is row else x
@@ -179,6 +181,8 @@ def occurrences(ids: tuple[int, ...], ngram: tuple[int, ...]) -> int:
 
 def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]:
     """The best token of each row (the lowest id on ties) and its log-probability."""
+    if isinstance(logits, HostLogits) and logits.sums is not None:
+        return _greedy_by(logits.view(np.ndarray), logits.sums)
     ids = np.empty(len(logits), np.int64)
     logprobs: list[float] = []
     scratch = np.empty(logits.shape[1], np.float32)  # one row: stays in the cache
@@ -193,18 +197,30 @@ def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], list[float]]
     return ids, logprobs
 
 
+def _greedy_by(
+    logits: NDArray[np.float32], sums: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], list[float]]:
+    """The same where the sums of exp(logit - largest) are known."""
+    ids = logits.argmax(axis=1)
+    best = logits[np.arange(len(ids)), ids]
+    told = np.isfinite(best) & np.isfinite(sums)
+    totals = zip(sums.tolist(), told.tolist(), strict=True)
+    return ids, [-math.log(total) if known else math.nan for total, known in totals]
+
+
 def choose(
-    logits: NDArray[np.float32], samplers: Sequence[Sampler | None]
+    logits: Logits, samplers: Sequence[Sampler | None]
 ) -> tuple[NDArray[np.int64], list[float]]:
     """The next token of each row and its log-probability; a row without a sampler is greedy."""
-    ids, logprobs = greedy(logits)
+    ids, logprobs = greedy(logits) if isinstance(logits, np.ndarray) else logits.best()
     with np.errstate(all="ignore"):  # a tiny temperature sends the unlikely to -inf: right
         for i, sampler in enumerate(samplers):
             if sampler is None or math.isnan(logprobs[i]):
                 continue
-            row, best = logits[i], int(ids[i])
-            token = sampler.choose(row, best)
+            best = int(ids[i])
+            token = sampler.choose(logits, i, best)
             if token != best:
+                row = logits[i]
                 logprobs[i] += float(row[token]) - float(row[best])
                 ids[i] = token
     return ids, logprobs

@@ -36,11 +36,12 @@ from app.engine.request import (
     Finished,
     FinishReason,
     Hypothesis,
+    Logits,
     Request,
     Token,
 )
-from app.engine.sampling import choose, likeliest
-from app.engine.sequence import Row, Sequence, StepReport
+from app.engine.sampling import likeliest
+from app.engine.sequence import Row, Sequence, StepReport, choose_rows
 from app.errors import AppError, DeadlineExceeded, EngineFailed
 
 T = TypeVar("T")
@@ -223,7 +224,7 @@ class Scheduler:
             self._retry(self._table.owners[guilty].sequence)
             self._sweep()
 
-    def _decode_run(self, rows: int) -> NDArray[np.float32] | None:
+    def _decode_run(self, rows: int) -> Logits | None:
         tokens, lengths = self._table.tokens(rows), self._table.lengths(rows)
         return self._try("decode", lambda: self._decoder.decode(tokens, lengths))
 
@@ -234,20 +235,25 @@ class Scheduler:
             self._report.failures.append((phase, error))
             return None
 
-    def _accept(self, first: int, logits: NDArray[np.float32]) -> None:
+    def _accept(self, first: int, logits: Logits) -> None:
         """Choose and take a token for each row from `first` on; rows that end leave the table."""
         rows = self._table.owners[first : first + len(logits)]
-        ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
+        if (chosen := self._try("decode", lambda: choose_rows(rows, logits))) is None:
+            for row in rows:
+                if not row.left:
+                    self._retry(row.sequence)
+            return self._sweep()
+        ids, logprobs, values = chosen
         now = self._clock()
         self._table.feed(first, ids)
         searched: dict[Sequence, dict[Row, tuple[NDArray[np.float32], int, float]]] = {}
-        for row, values, token, logprob in zip(rows, logits, ids.tolist(), logprobs, strict=True):
+        for i, (row, token) in enumerate(zip(rows, ids.tolist(), strict=True)):
             if row.sequence.reading:
                 continue
             if row.sequence.search is None:
-                self._take(row.sequence, values, token, logprob, now)
+                self._take(row.sequence, values.get(i), token, logprobs[i], now)
             else:
-                searched.setdefault(row.sequence, {})[row] = (values, token, logprob)
+                searched.setdefault(row.sequence, {})[row] = (values[i], token, logprobs[i])
         for sequence, read in searched.items():
             self._search(sequence, read, now)
         self._sweep()
@@ -255,7 +261,7 @@ class Scheduler:
     def _take(
         self,
         sequence: Sequence,
-        logits: NDArray[np.float32],
+        logits: NDArray[np.float32] | None,
         token: int,
         logprob: float,
         now: float,
@@ -279,7 +285,7 @@ class Scheduler:
             self._finish(sequence, "stop", now)
             return
         count = request.sampling.logprobs
-        top = tuple(likeliest(logits, count, token, logprob)) if count else ()
+        top = () if logits is None else tuple(likeliest(logits, count, token, logprob))
         self._tell(sequence, Token(token, logprob, top))
         sequence.generated += 1
         if sequence.generated >= sequence.limit:

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.engine.beam import BeamSearch
 from app.engine.kv import SlotTable
-from app.engine.request import Event, Request, Timing
-from app.engine.sampling import Sampler, is_plain
+from app.engine.request import Event, Logits, Request, Timing
+from app.engine.sampling import Sampler, choose, is_plain
 
 
 class Sequence:
@@ -150,6 +153,20 @@ class Row:
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
         self.left = False  # given up; the slot is yet to be filled by another
+
+
+def choose_rows(
+    rows: list[Row], logits: Logits
+) -> tuple[NDArray[np.int64], list[float], dict[int, NDArray[np.float32]]]:
+    """Each row's token and its log-probability, and the logits of those that need them: they may
+    have to come from a device, which may fail."""
+    ids, logprobs = choose(logits, [row.sequence.sampler for row in rows])
+    needed = (
+        i
+        for i, row in enumerate(rows)
+        if row.sequence.search is not None or row.sequence.request.sampling.logprobs
+    )
+    return ids, logprobs, {i: logits[i] for i in needed}
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -4,18 +4,17 @@ One contiguous array per layer for keys and one for values, (slots, heads, capac
 lives as long as the decoder; every run binds a range of leading or neighbouring slots as past and
 present at once, so the cache is updated in place and never copied. Token ids go in, float32 logits
 of each row's last position come out. Lengths are validated here: a wrong one would make the
-kernel read outside the cache.
+kernel read outside the cache. `OnnxDecoder` is for CPUs; `app.engine.device` has the one for GPUs.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -24,78 +23,18 @@ from numpy.typing import NDArray
 from app.bundle import MANIFEST, Bundle, CacheType
 from app.engine.golden import check_golden
 from app.engine.memory import COLUMNS, CacheSize
+from app.engine.request import HostLogits, Logits
+from app.engine.runtime import Device, create_session
 from app.errors import BundleError, InvalidField
 
 log = logging.getLogger("app.engine")
 
-Device = Literal["cpu", "cuda"]
-PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CACHE_TYPES: Final[dict[CacheType, tuple[str, type[Any]]]] = {
     "float32": ("tensor(float)", np.float32),
     "float16": ("tensor(float16)", np.float16),
     "int8": ("tensor(int8)", np.int8),
 }
-CGROUP: Final = Path("/sys/fs/cgroup")
-
-
-def available_threads(root: Path = CGROUP) -> int:
-    """Cores this process may use: its affinity, cut by the cgroup's quota (v2, then v1)."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = _quota(root)
-    return max(1, cores if quota is None else min(cores, int(quota)))
-
-
-def _quota(root: Path) -> float | None:
-    try:
-        limit, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    try:
-        return float(limit) / float(period) if float(limit) > 0 else None
-    except (ValueError, ZeroDivisionError):  # "max": no limit
-        return None
-
-
-def create_session(
-    model: str | bytes, device: Device = "cpu", threads: int | None = None
-) -> ort.InferenceSession:
-    """A session with explicit threads; a device that is not there is an error, not a fallback."""
-    provider = PROVIDERS.get(device)
-    if provider is None:
-        raise InvalidField(f"device {device!r} is not one of {sorted(PROVIDERS)}", param="device")
-    if provider not in ort.get_available_providers():
-        raise InvalidField(
-            f"device {device!r}: this onnxruntime has no {provider} "
-            f"(it has {ort.get_available_providers()}); install the 'gpu' extra",
-            param="device",
-        )
-    if threads is not None and threads < 1:
-        raise InvalidField(f"threads is {threads}, at least 1 is needed", param="threads")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_mem_pattern = False  # shapes vary from run to run
-    options.log_severity_level = 3
-    # Without VNNI, uint8 x int8 products saturate; this makes them exact (and changes no other).
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(
-            model, options, providers=[provider], disabled_optimizers=["SkipLayerNormFusion"]
-        )  # on CPUs the fused node is five times slower than its parts
-    except Exception as error:  # the binding's exceptions share no base
-        raise BundleError(f"the model cannot be loaded: {error}", param="model.onnx") from error
-    if provider not in session.get_providers():
-        raise InvalidField(f"device {device!r} cannot be used: {provider} failed", param="device")
-    return session
-
+L = TypeVar("L", bound=Logits)
 
 _Kind = tuple[str, tuple[int, ...]]  # a node's type, and those of its dimensions that are fixed
 
@@ -112,6 +51,10 @@ def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
         names.total_sequence_length: ("tensor(int32)", ()),
     }
     wanted_out: dict[str, _Kind] = {names.logits: ("tensor(float)", (model.vocabulary,))}
+    if names.best_ids is not None:
+        wanted_out[names.best_ids] = ("tensor(int64)", ())
+    if names.best_sums is not None:
+        wanted_out[names.best_sums] = ("tensor(float)", ())
     for layer in range(model.layers):
         for name in (names.past_key, names.past_value):
             wanted_in[name.format(layer=layer)] = cache
@@ -135,7 +78,7 @@ def check_graph(session: ort.InferenceSession, bundle: Bundle) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """Buffers and binding of a decode run of one batch size."""
 
     binding: ort.IOBinding
@@ -143,12 +86,17 @@ class _Step:
     positions: NDArray[np.int64]  # (n,)
     seqlens_k: NDArray[np.int32]  # (n,)
     total: NDArray[np.int32]  # ()
-    feeds: dict[str, NDArray[Any]]  # the same buffers and the others, by name
-    held: tuple[Any, ...]  # what the binding points into
+    feeds: dict[str, NDArray[Any]]  # the same arrays and the others, by name
+    values: dict[str, ort.OrtValue]  # what the binding points into
 
 
-class OnnxDecoder:
-    """Implements `app.engine.request.Decoder`. For one thread; not re-entrant."""
+class GraphDecoder(ABC, Generic[L]):
+    """Implements `app.engine.request.Decoder`, but for where buffers live and logits come out.
+
+    For one thread; not re-entrant.
+    """
+
+    device: Device = "cpu"
 
     def __init__(
         self,
@@ -157,7 +105,6 @@ class OnnxDecoder:
         slots: int,
         spare: int = 0,
         capacity: int | None = None,
-        device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
         manifest = bundle.manifest
@@ -165,6 +112,7 @@ class OnnxDecoder:
         self.slots, self.spare = slots, spare
         self.capacity = limit if capacity is None else capacity
         self.vocabulary = manifest.model.vocabulary
+        self.precision = manifest.model.precision
         if slots < 1:
             raise InvalidField(f"slots is {slots}, at least 1 is needed", param="slots")
         if not COLUMNS <= self.capacity <= limit:
@@ -172,17 +120,11 @@ class OnnxDecoder:
                 f"capacity is {capacity}, the model takes {COLUMNS} to {limit}",
                 param="capacity",
             )
-        if device == "cuda" and manifest.model.precision != "fp16":
-            raise InvalidField(
-                f"device 'cuda' needs an fp16 bundle, this one is {manifest.model.precision}: "
-                "restore a checkpoint from it and export that with --precision fp16",
-                param="device",
-            )
-        self._session = create_session(str(bundle.model_path), device, threads)
+        self._session = create_session(str(bundle.model_path), self.device, threads)
         check_graph(self._session, bundle)
-        self._names, self._device, self._end = manifest.graph, device, manifest.tokens.end
-        self._caches = _Caches(bundle, slots + spare, self.capacity, device)
-        self._steps: dict[int, _Step] = {}
+        self._names, self._end = manifest.graph, manifest.tokens.end
+        self._caches = self._allocate(bundle)
+        self._steps: dict[int, Step] = {}
         self._warm_up()
         self.alike = self._check(bundle)
 
@@ -208,9 +150,7 @@ class OnnxDecoder:
                 f"the model does not run as its manifest says: {error}", param="model.onnx"
             ) from error
 
-    def prefill(
-        self, first: int, prompts: Sequence[Sequence[int]], start: int = 0
-    ) -> NDArray[np.float32]:
+    def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> L:
         """Read prompts, or one on from `start`; logits of each last position."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
@@ -239,15 +179,13 @@ class OnnxDecoder:
             # Equal to the padded length: this marks a run of fresh prompts.
             self._names.total_sequence_length: np.array(start + time, np.int32),
         }
-        held = _bind_inputs(binding, feeds)
+        held = bind_arrays(binding, feeds)
         self._caches.bind(binding, first, rows)
         logits = self._run(binding, rows)
         del held
         return logits
 
-    def decode(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> L:
         """One token for each of the slots 0..n-1, which hold `lengths` tokens."""
         rows = len(tokens)
         if not 1 <= rows <= self.slots or lengths.shape != (rows,):
@@ -263,8 +201,7 @@ class OnnxDecoder:
         step.positions[:] = lengths
         step.seqlens_k[:] = lengths
         step.total[...] = longest + 1
-        if self._device != "cpu":  # there, binding means copying to the device
-            _bind_inputs(step.binding, step.feeds)
+        self._send(step)
         return self._run(step.binding, rows)
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
@@ -281,7 +218,7 @@ class OnnxDecoder:
         if ids.min() < 0 or ids.max() >= self.vocabulary:
             raise ValueError(f"token ids are outside 0..{self.vocabulary - 1}")
 
-    def _make_step(self, rows: int) -> _Step:
+    def _make_step(self, rows: int) -> Step:
         names, binding = self._names, self._session.io_binding()
         ids, positions = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
         seqlens_k, total = np.zeros(rows, np.int32), np.zeros((), np.int32)
@@ -292,34 +229,71 @@ class OnnxDecoder:
             names.seqlens_k: seqlens_k,
             names.total_sequence_length: total,
         }
-        held = _bind_inputs(binding, feeds)
+        values = self._bind_step(binding, feeds)
         self._caches.bind(binding, 0, rows)
-        return _Step(binding, ids, positions, seqlens_k, total, feeds, held)
+        return Step(binding, ids, positions, seqlens_k, total, feeds, values)
 
-    def _run(self, binding: ort.IOBinding, rows: int) -> NDArray[np.float32]:
+    @abstractmethod
+    def _allocate(self, bundle: Bundle) -> Caches:
+        """The cache, and what else the decoder keeps."""
+
+    @abstractmethod
+    def _bind_step(
+        self, binding: ort.IOBinding, feeds: dict[str, NDArray[Any]]
+    ) -> dict[str, ort.OrtValue]:
+        """Bind the inputs of a step's runs to buffers that stay."""
+
+    @abstractmethod
+    def _send(self, step: Step) -> None:
+        """Bring what stands in the step's arrays to the buffers."""
+
+    @abstractmethod
+    def _run(self, binding: ort.IOBinding, rows: int) -> L:
+        """Bind the outputs, run the model."""
+
+
+class OnnxDecoder(GraphDecoder[HostLogits]):
+    """On the CPU provider: everything is a numpy array, and nothing is copied."""
+
+    def _allocate(self, bundle: Bundle) -> Caches:
+        return Caches(bundle, self.slots + self.spare, self.capacity)
+
+    def _bind_step(
+        self, binding: ort.IOBinding, feeds: dict[str, NDArray[Any]]
+    ) -> dict[str, ort.OrtValue]:
+        return bind_arrays(binding, feeds)
+
+    def _send(self, step: Step) -> None:
+        pass  # the arrays are the buffers
+
+    def _run(self, binding: ort.IOBinding, rows: int) -> HostLogits:
         # A new array each time: an answer must not change under the caller at the next run.
-        logits = np.empty((rows, self.vocabulary), np.float32)
-        binding.bind_output(
-            self._names.logits, "cpu", 0, np.float32, logits.shape, logits.ctypes.data
-        )
+        logits = np.empty((rows, self.vocabulary), np.float32).view(HostLogits)
+        outputs: list[tuple[str, NDArray[Any]]] = [(self._names.logits, logits)]
+        if self._names.best_sums is not None:
+            logits.sums = np.empty(rows, np.float32)
+            outputs.append((self._names.best_sums, logits.sums))
+        for name, array in outputs:
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits
 
 
-def _bind_inputs(binding: ort.IOBinding, feeds: dict[str, NDArray[Any]]) -> tuple[Any, ...]:
-    """Bind host arrays without a copy; what is returned must outlive the binding's runs."""
-    held: list[Any] = []
-    for name, array in feeds.items():
-        value = ort.OrtValue.ortvalue_from_numpy(array)
+def bind_arrays(
+    binding: ort.IOBinding, feeds: dict[str, NDArray[Any]]
+) -> dict[str, ort.OrtValue]:
+    """Bind host arrays: without a copy on the CPU, by a copy on a device. The arrays and what is
+    returned must outlive the binding's runs."""
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    for name, value in values.items():
         binding.bind_ortvalue_input(name, value)
-        held += [array, value]
-    return tuple(held)
+    return values
 
 
-class _Caches:
+class Caches:
     """Keys and values of all slots, bound by address so that a slot range is only an offset."""
 
-    def __init__(self, bundle: Bundle, slots: int, capacity: int, device: Device) -> None:
+    def __init__(self, bundle: Bundle, slots: int, capacity: int, device: Device = "cpu") -> None:
         model, names = bundle.manifest.model, bundle.manifest.graph
         self._device = device
         self._dtype = CACHE_TYPES[names.cache_dtype][1]
@@ -329,7 +303,6 @@ class _Caches:
         shape = (slots, *self._slot_shape)
         self._entries: list[tuple[str, str, int]] = []  # past name, present name, address
         self._arrays: list[NDArray[Any]] = []
-        self._values: list[ort.OrtValue] = []
         for layer in range(model.layers):
             for past, present in (
                 (names.past_key, names.present_key),
@@ -339,15 +312,10 @@ class _Caches:
                 self._entries.append(
                     (past.format(layer=layer), present.format(layer=layer), address)
                 )
-        self._copy = None if device == "cpu" else _device_copy(device)
 
     def _allocate(self, shape: tuple[int, ...]) -> int:
-        if self._device == "cpu":
-            self._arrays.append(np.zeros(shape, self._dtype))
-            return int(self._arrays[-1].ctypes.data)
-        value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._dtype, self._device, 0)
-        self._values.append(value)
-        return int(value.data_ptr())
+        self._arrays.append(np.zeros(shape, self._dtype))
+        return int(self._arrays[-1].ctypes.data)
 
     def bind(self, binding: ort.IOBinding, first: int, rows: int) -> None:
         shape = (rows, *self._slot_shape)
@@ -359,26 +327,3 @@ class _Caches:
     def move(self, source: int, target: int, length: int, start: int) -> None:
         for array in self._arrays:
             array[target, :, start:length] = array[source, :, start:length]
-        if self._copy is None:
-            return
-        shape = self._slot_shape  # whole slots: one contiguous piece each
-        for _, _, address in self._entries:
-            binding = self._copy.io_binding()
-            binding.bind_input(
-                "x", self._device, 0, self._dtype, shape, address + source * self._slot_bytes
-            )
-            binding.bind_output(
-                "y", self._device, 0, self._dtype, shape, address + target * self._slot_bytes
-            )
-            self._copy.run_with_iobinding(binding)
-
-
-# A model of one node, Identity from x to y (float16, any shape): a copy that stays on the device.
-_IDENTITY: Final = bytes.fromhex(
-    "080a3a4d0a100a017812017922084964656e746974791201635a1a0a017812150a13080a120f0a03120161"
-    "0a031201620a03120163621a0a017912150a13080a120f0a031201610a031201620a0312016342040a001015"
-)
-
-
-def _device_copy(device: Device) -> ort.InferenceSession:
-    return create_session(_IDENTITY, device, 1)

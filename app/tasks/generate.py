@@ -3,12 +3,13 @@
 With seed s, generation i of a request samples with seed (s + i) modulo 2**32: the same as that
 prompt alone with that seed; each of the prompts has `n` generations, one behind the other. Without
 a seed one is drawn for the request. Stop strings are looked for in the text, across token borders;
-the match and all behind it are withheld and the slot is freed.
+the match (unless `keep_stop`) and all behind it are withheld and the slot is freed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,8 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # alternatives told at each token; None: not even its own
     n: int = 1  # generations of each prompt
+    truncate: int | None = None  # of each prompt only so many last tokens are read; None: all
+    keep_stop: bool = False  # the text ends with the stop string that ended it
     task: str = ""  # answers each prompt as a text-to-text task of the model, not by its rest
 
     def __post_init__(self) -> None:
@@ -110,6 +113,7 @@ class Scored:
     text: str
     logprob: float
     top: tuple[tuple[int, str, float], ...]
+    offset: int  # characters of the generation's text before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Chunk:
     text: str
     finish_reason: Finish | None
     tokens: tuple[Scored, ...] = ()  # those of the text, if log-probabilities are asked for
+    matched: bool = False  # a stop string ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,13 @@ class Generation:
     text: str
     finish_reason: Finish
     tokens: tuple[Scored, ...] | None  # None: log-probabilities are not asked for
+    matched: bool = False  # a stop string ended it
+
+    @property
+    def score(self) -> float:
+        """The mean log-probability a token, by which completions of a prompt are ranked."""
+        logprobs = [token.logprob for token in self.tokens or ()]
+        return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +157,14 @@ class Generator:
         self._limits = limits
 
     async def run(
-        self, prompts: str | Sequence[str], options: GenerateOptions, deadline: Deadline
+        self,
+        prompts: str | Sequence[str],
+        options: GenerateOptions,
+        deadline: Deadline,
+        param: str = "prompt",
     ) -> GenerateResult:
-        stream = await self.start(prompts, options, deadline, tokens=bool(options.stop))
+        needed = bool(options.stop)
+        stream = await self.start(prompts, options, deadline, param, tokens=needed)
         chunks: list[list[Chunk]] = [[] for _ in range(stream.count)]
         async for chunk in stream.chunks():
             chunks[chunk.index].append(chunk)
@@ -156,7 +173,7 @@ class Generator:
             tokens = tuple(token for chunk in mine for token in chunk.tokens)
             text, reason = "".join(chunk.text for chunk in mine), mine[-1].finish_reason or "stop"
             told = None if options.logprobs is None else tokens
-            generations.append(Generation(text, reason, told))
+            generations.append(Generation(text, reason, told, mine[-1].matched))
         return GenerateResult(generations, stream.usage, stream.timing)
 
     async def start(
@@ -164,17 +181,18 @@ class Generator:
         prompts: str | Sequence[str],
         options: GenerateOptions,
         deadline: Deadline,
+        param: str = "prompt",
         *,
         tokens: bool = True,
     ) -> GenerationStream:
-        """Submit; the caller must iterate `chunks()` or call `close()`."""
+        """Submit; the caller must iterate `chunks()` or call `close()`. Errors say `param`."""
         if options.task and options.task not in (known := self._tokenizer.tasks()):
             raise InvalidField(
                 f"task is {options.task!r}: this model knows {', '.join(known) or 'none'}",
                 param="task",
             )
-        items = check_texts(prompts, self._limits, "prompt")
-        fields = names(prompts, "prompt")
+        items = check_texts(prompts, self._limits, param)
+        fields = names(prompts, param)
         if len(items) * options.n > self._limits.max_items:
             raise InvalidField(
                 f"n is {options.n} for {len(items)} prompts, at most {self._limits.max_items} "
@@ -187,6 +205,11 @@ class Generator:
             requests = self._requests(items, fields, options)
         job = Job(self._engine, requests, deadline, tokens=tokens)
         return GenerationStream(job, requests, self._tokenizer, options)
+
+    def spans(self, text: str, param: str) -> list[tuple[int, int, int]]:
+        """The tokens of a text, without those that the prompt adds: id, and from and to where."""
+        check_texts(text, self._limits, param)
+        return self._tokenizer.spans(text, param=param)
 
     def _requests(
         self, items: Sequence[str], fields: Sequence[str], options: GenerateOptions
@@ -209,6 +232,8 @@ class Generator:
             if not item:
                 raise InvalidField(f"{field} is empty", param=field)
             text = self._tokenizer.encode(item, param=field)
+            if options.truncate is not None:
+                text = text[-options.truncate :]
             ids = self._tokenizer.generation_prompt(text, options.task)
             room = min(self._limits.max_prompt_tokens, self._limits.context - 1)
             if len(ids) > room:
@@ -260,7 +285,7 @@ class GenerationStream:
                     text = part.push(event)
                     if part.ended:
                         self._job.cancel(i)
-                        yield Chunk(i, text, "stop", part.take())
+                        yield Chunk(i, text, "stop", part.take(), matched=True)
                     elif text:
                         yield Chunk(i, text, None, part.take())
                     continue
@@ -270,7 +295,8 @@ class GenerationStream:
                 if event.reason == "cancelled":
                     raise NotReady("the server is shutting down", retry_after_s=1)
                 text = part.finish()
-                yield Chunk(i, text, "stop" if part.ended else event.reason, part.take(last=True))
+                reason: Finish = "stop" if part.ended else event.reason
+                yield Chunk(i, text, reason, part.take(last=True), part.ended)
 
 
 class _Part:
@@ -279,7 +305,7 @@ class _Part:
     def __init__(self, tokenizer: TextTokenizer, options: GenerateOptions) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer()
-        self._finder = StopFinder(options.stop)
+        self._finder = StopFinder(options.stop, options.keep_stop)
         self._scored = options.logprobs is not None
         self._tokens: list[tuple[int, Token]] = []  # where in the text each begins; not yet taken
         self._read = 0  # characters that came in
@@ -307,10 +333,11 @@ class _Part:
     def take(self, last: bool = False) -> tuple[Scored, ...]:
         """The tokens of the text so far; those of a stop string are withheld with it."""
         whole = last and not self.ended
-        ready = [token for at, token in self._tokens if whole or at < self._certain]
+        ready = [(at, token) for at, token in self._tokens if whole or at < self._certain]
         self._tokens = self._tokens[len(ready) :]
-        return tuple(self._score(token) for token in ready)
+        return tuple(self._score(token, at) for at, token in ready)
 
-    def _score(self, token: Token) -> Scored:
+    def _score(self, token: Token, offset: int) -> Scored:
         top = tuple((i, self._tokenizer.decode([i]), logprob) for i, logprob in token.top)
-        return Scored(token.id, self._tokenizer.decode([token.id]), token.logprob, top)
+        text = self._tokenizer.decode([token.id])
+        return Scored(token.id, text, token.logprob, top, offset)

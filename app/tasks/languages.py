@@ -8,10 +8,13 @@ from collections.abc import Iterable
 def served(code: str, codes: Iterable[str]) -> str | None:
     """The one of `codes` that `code` means: in any case, subtags left out from the right.
 
-    "EN" and "en-US" mean "en" where that is served, "de_DE" means "de".
+    "EN" and "en-US" mean "en" where that is served, "de_DE" means "de", "zh-Hans" means "zh"; but
+    "zh-Hant" does not, which is written otherwise.
     """
     known = {one.casefold(): one for one in codes}
     tag = code.casefold().replace("_", "-")
     while tag and tag not in known:
+        if tag.endswith("-hant"):
+            return None
         tag = tag.rpartition("-")[0]
     return known.get(tag)

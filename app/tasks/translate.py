@@ -111,9 +111,16 @@ class Translator:
         deadline: Deadline,
         progress: Callable[[int, int], None] | None = None,
         options: TranslateOptions = PLAIN,
+        *,
+        param: str = "text",
+        unchanged: bool = False,
     ) -> TranslateResult:
-        """Translate; `progress` is called with the pieces done and the pieces in all."""
-        plan = await self._prepare(texts, source, target, options)
+        """Translate; `progress` is called with the pieces done and the pieces in all.
+
+        Errors name the texts `param`. With `unchanged`, blank texts alone and a language into
+        itself are no error: such texts come back as they are.
+        """
+        plan = await self._prepare(texts, source, target, options, param, unchanged)
         attempts = Attempts(self._tokenizer, self._limits, options)
         rounds = Rounds(self._engine, attempts, plan.pieces, options, self._limits, deadline)
         made = await rounds.run(self._retry and options.retry, progress)
@@ -166,13 +173,19 @@ class Translator:
                 yield unit.layout.gap_after(at, kept, plan.items[0].source, plan.target)
 
     async def _prepare(
-        self, texts: str | Sequence[str], source: str, target: str, options: TranslateOptions
+        self,
+        texts: str | Sequence[str],
+        source: str,
+        target: str,
+        options: TranslateOptions,
+        param: str = "text",
+        unchanged: bool = False,
     ) -> _Plan:
-        source, target = self.pair(source, target)
-        items = check_texts(texts, self._limits, "text")
-        if not any(item.strip() for item in items):
-            raise InvalidField("text is empty: there is nothing to translate", param="text")
-        fields = names(texts, "text")
+        source, target = self.pair(source, target, unchanged)
+        items = check_texts(texts, self._limits, param)
+        if not unchanged and not any(item.strip() for item in items):
+            raise InvalidField(f"{param} is empty: there is nothing to translate", param=param)
+        fields = names(texts, param)
         if options.prefix and not isinstance(texts, str):
             raise InvalidField("prefix belongs to one text: text is an array", param="prefix")
         check_texts(options.prefix, self._limits, "prefix")
@@ -180,7 +193,7 @@ class Translator:
             return await asyncio.to_thread(self._plan, items, fields, source, target, options)
         return self._plan(items, fields, source, target, options)
 
-    def pair(self, source: str, target: str) -> tuple[str, str]:
+    def pair(self, source: str, target: str, unchanged: bool = False) -> tuple[str, str]:
         """The served codes that are meant; `auto` stays what it is."""
         targets = sorted({t for _, t in self._pairs})
         found = served(target, targets)
@@ -188,7 +201,9 @@ class Translator:
             raise UnknownLanguage(
                 f"target {target!r} is not served; served are {_listed(targets)}", param="target"
             )
-        sources = [s for s in self._languages if (s, found) in self._pairs]
+        sources = [
+            s for s in self._languages if (s, found) in self._pairs or (unchanged and s == found)
+        ]
         origin = AUTO if source.casefold() == AUTO else served(source, sources)
         if origin is None:
             raise UnknownLanguage(

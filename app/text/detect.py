@@ -52,14 +52,21 @@ class Detector:
 
     def detect(self, text: str, among: Collection[str] | None = None) -> Detection:
         """The likeliest language of `among` (all of them when left out)."""
+        return self.ranked(text, among)[0]
+
+    def ranked(self, text: str, among: Collection[str] | None = None) -> list[Detection]:
+        """The languages of `among`, the likeliest first; only that of a text without letters."""
         candidates = [c for c in self._order if among is None or c in among]
         if not candidates:
             raise ValueError("no language to choose from")
         sample = text[:_ENOUGH]
         if not any(char.isalpha() for char in sample) or self._identifier is None:
-            return Detection(candidates[0], 0.0)
+            return [Detection(candidates[0], 0.0)]
         scores = {code: float(score) for code, score in self._identifier.rank(sample)}
-        best = max(candidates, key=lambda code: (scores.get(code, 0.0), -self._order[code]))
         total = sum(scores.get(code, 0.0) for code in candidates)
-        share = scores.get(best, 0.0) / total if total > 0 else 0.0
-        return Detection(best, round(min(share, 1.0), 4))
+        candidates.sort(key=lambda code: (-scores.get(code, 0.0), self._order[code]))
+        shares = [scores.get(code, 0.0) / total if total > 0 else 0.0 for code in candidates]
+        return [
+            Detection(code, round(min(share, 1.0), 4))
+            for code, share in zip(candidates, shares, strict=True)
+        ]

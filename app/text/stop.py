@@ -1,8 +1,8 @@
 """Finds stop strings in a text that comes in parts.
 
-The first stop string to be complete ends the text; it and all behind it are withheld. What might
-be the beginning of one is held back until it is decided. The result does not depend on where the
-parts were cut.
+The first stop string to be complete ends the text; it (unless `keep`) and all behind it are
+withheld. What might be the beginning of one is held back until it is decided. The result does not
+depend on where the parts were cut.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 class StopFinder:
     """`push` parts until `found`, then or at the end call nothing or `finish`."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
         self._stops = tuple(stops)
+        self._keep = keep
         self._held = ""
         self.found = False
 
@@ -28,7 +29,7 @@ class StopFinder:
         matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
             self.found, self._held = True, ""
-            return text[: min(matches)[1]]
+            return text[: min(matches)[0 if self._keep else 1]]
         held = self._beginning(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -37,6 +37,12 @@ class TextTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def spans(self, text: str, *, param: str) -> list[tuple[int, int, int]]:
+        """Of each token its id and which characters it is of: from, to. Some share a character."""
+        check_text(text, param=param)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(i, *span) for i, span in zip(encoding.ids, encoding.offsets, strict=True)]
+
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,6 +170,24 @@ def test_info(run: Run, int8_bundle: Bundle) -> None:
     facts = json.loads(run("info", "--json")[1])
     assert facts["languages"] == int8_bundle.manifest.languages
     assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64 * 4
+
+
+def test_info_tells_the_device(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from app.engine import placement
+
+    monkeypatch.setattr(placement.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with caplog.at_level(logging.INFO):
+        out = run("info", "--threads", "1")[1]
+    assert "device      cpu; bit-identical answers at any load\n" in out
+    assert "has no CUDAExecutionProvider" in caplog.text
+    facts = json.loads(run("info", "--json", "--device", "cpu")[1])
+    assert (facts["device"], facts["same_answers_at_any_load"]) == ("cpu", True)
+    with pytest.raises(InvalidField, match="device 'cuda'"):
+        run("info", "--device", "cuda")
+    monkeypatch.setitem(sys.modules, "app.engine.placement", None)  # without a runtime
+    assert "device      none: onnxruntime is not installed" in run("info")[1]
 
 
 def test_info_states_what_a_limit_of_memory_leaves(

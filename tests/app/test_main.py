@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from app.main import create_app
 from app.settings import Settings
 
 
-def test_lifespan_opens_and_closes_the_engine(int8_bundle: Bundle) -> None:
+def test_lifespan_opens_and_closes_the_engine(
+    int8_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
     app = create_app(Settings(bundle=int8_bundle.path, slots=4, threads=1))
 
     async def main() -> None:
@@ -32,7 +35,9 @@ def test_lifespan_opens_and_closes_the_engine(int8_bundle: Bundle) -> None:
             assert not engine.alive
             assert (await client.get("/health/ready")).status_code == 503
 
-    asyncio.run(main())
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert "ready: tiny-int8 on cpu; bit-identical answers at any load; KV cache" in caplog.text
 
 
 def test_a_damaged_bundle_is_named(int8_bundle: Bundle, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     settings = Settings.load()
-    assert (settings.port, settings.bundle) == (8000, DEFAULT_BUNDLE)
+    assert (settings.port, settings.device, settings.bundle) == (8000, "auto", DEFAULT_BUNDLE)
     assert DEFAULT_BUNDLE.parts[-3:] == ("app", "models", "default")
 
 

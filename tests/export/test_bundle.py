@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from app.bundle import Bundle, ScoreEntry
 from app.engine.session import OnnxDecoder
 from export import bundle as module
-from export.bundle import export_bundle, restore_checkpoint
+from export.bundle import convert_bundle, export_bundle, restore_checkpoint
 from export.errors import TargetExists
 from export.verify import TorchOracle
 
@@ -124,3 +124,26 @@ def test_restored_int8_loads_with_transformers_and_answers_as_the_bundle(
     again = export_bundle(tmp_path / "c", tmp_path / "half", precision="fp16", verify=False)
     assert again.manifest.graph.cache_dtype == "float16"
     assert json.loads((tmp_path / "c" / "meta.json").read_text())["restored_from"]
+
+
+def test_a_bundle_in_another_precision_has_the_same_weights(
+    int8_bundle: Bundle, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    half = convert_bundle(int8_bundle, tmp_path / "half", precision="fp16")
+    manifest, former = half.manifest, int8_bundle.manifest
+    assert (manifest.name, manifest.model.precision) == ("half", "fp16")
+    for part in ("tokens", "templates", "languages", "pairs", "limits", "provenance"):
+        assert getattr(manifest, part) == getattr(former, part)
+    assert manifest.golden is not None and "bits_per_byte_loss" in manifest.verification
+    assert not any(key.startswith("torch") for key in manifest.verification)
+    restored = [
+        restore_checkpoint(bundle, tmp_path / bundle.manifest.model.precision).tensors
+        for bundle in (int8_bundle, half)
+    ]
+    for name, tensor in restored[0].items():
+        assert np.array_equal(tensor.astype(np.float16), restored[1][name].astype(np.float16))
+    ids = [[3, 8, 100, 101, 102, 2]]
+    ours, theirs = (OnnxDecoder(b, slots=1, threads=1).prefill(0, ids) for b in (half, int8_bundle))
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()
+    with pytest.raises(TargetExists):
+        convert_bundle(int8_bundle, tmp_path / "half", precision="fp16")

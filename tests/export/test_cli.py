@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from app.bundle import Bundle
+from app.engine.device import needs
 from export import cli
 from export.errors import ExportError, TargetExists
 from training.errors import CorpusError
@@ -50,6 +54,26 @@ def test_export_and_back(
     assert "verified" in capsys.readouterr().out
     with pytest.raises(TargetExists):
         main("export", random_checkpoint, tmp_path / "b")
+
+
+def test_a_bundle_becomes_one_for_gpus_without_torch(
+    int8_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The command that a GPU's refusal of another bundle names."""
+    command = re.search("`gpt2-mt (.*)`", needs(int8_bundle) or "")
+    assert command is not None
+    code = (
+        "import sys; from gpt2_mt.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert not {'torch', 'transformers', 'optimum', 'sacrebleu'} & set(sys.modules)\n"
+        "sys.exit(code)"
+    )
+    path = Path(cli.__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-c", code, *shlex.split(command[1])],
+        check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(path)},
+    )  # fmt: skip
+    assert needs(Bundle.open(tmp_path / "tiny-int8-fp16")) is None
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"scores": [{"set": "s"}]}', '{"rows": []}'])

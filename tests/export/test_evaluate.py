@@ -12,11 +12,13 @@ from export.errors import ExportError
 from export.evaluate import (
     BundleTranslator,
     Result,
+    evaluate,
     evaluate_text,
     open_translator,
     translate_lines,
 )
 from export.likelihood import measure_of, table
+from training.scores import TestSet
 
 LINES = ["Good morning.", "", "The train is late again, as ever, my friend.", "x", "7 cats"]
 
@@ -31,6 +33,17 @@ def test_lines_come_back_in_order_as_if_alone(
         alone = [translate([line], "en", "de")[0] for line in LINES]
     assert together == alone
     assert {result.finish_reason for result in together} <= {"stop", "length"}
+
+
+def test_bleu_folds_case_when_asked_to() -> None:
+    test = TestSet("s", "en", "de", ("a b c d",), ("Ein Tag am See",))
+
+    def translate(*_: object) -> list[Result]:
+        return [Result("ein tag am see", "stop")]
+
+    [cased], [folded] = (evaluate(translate, [test], lowercase=fold) for fold in (False, True))
+    assert cased.bleu < folded.bleu == pytest.approx(100)
+    assert "case:lc" in folded.bleu_signature and cased.chrf == folded.chrf
 
 
 def test_a_line_that_does_not_fit_is_counted_not_fatal(fp32_bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from app.bundle import Bundle
-from app.engine.session import create_session
+from app.engine.runtime import create_session
 from export.bundle import build_model
 from export.checkpoint import load_checkpoint
 from export.graphs import MICROSOFT, OPSET, Graph

@@ -117,4 +117,4 @@ def fake_service(bundle: Bundle, decoder: Any, settings: Settings, metrics: Metr
     )
     generator = Generator(engine, tokenizer, limits)
     cache = CacheSize.of(bundle.manifest, decoder.slots)
-    return Service(bundle, cache, engine, detector, translator, generator, limits)
+    return Service(bundle, cache, "a fake", engine, detector, translator, generator, limits)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.engine.request import Failed, Finished, Request, Sampling
+from app.engine.sampling import greedy
 from app.errors import EngineFailed
 from tests.app.engine.driver import Driver, mixed, one_by_one, request, run_all
 from tests.fakes import FakeDecoder, RunFailed, ignore
@@ -136,6 +140,49 @@ def test_logits_that_are_not_finite_fail_alone() -> None:
     driver.run()
     expected[2] = ([], "engine_failed")
     assert driver.answers() == expected
+
+
+class FarLogits:
+    """Implements RemoteLogits; the fetch of a row may raise."""
+
+    def __init__(self, rows: NDArray[np.float32], fetch: Callable[[], None]) -> None:
+        self._rows, self._fetch = rows, fetch
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> NDArray[np.float32]:
+        self._fetch()
+        return self._rows[row]
+
+    def best(self) -> tuple[NDArray[np.int64], list[float]]:
+        return greedy(self._rows)
+
+
+def test_a_row_that_cannot_be_fetched_starts_its_run_again() -> None:
+    """Samplers, searches and log-probabilities ask for rows; any one fetch fails."""
+    requests = mixed(11, seed=8)
+    expected = one_by_one(requests)
+    fetched, failing = 0, 0
+
+    def fetch() -> None:
+        nonlocal fetched
+        fetched += 1
+        if fetched == failing:
+            raise RunFailed
+
+    for failing in (0, 1, 2, 7, 30, 90, 150):
+        fetched, decoder = 0, FakeDecoder(slots=4)
+        for name in ("prefill", "decode"):
+            run = getattr(decoder, name)
+            far = partial(lambda run, *args: FarLogits(run(*args), fetch), run)
+            setattr(decoder, name, far)
+        driver = Driver(decoder)
+        for one in requests:
+            driver.add(one)
+        driver.run()
+        assert driver.answers() == expected and fetched > 150
+        assert sum(len(report.failures) for report in driver.reports) == bool(failing)
 
 
 def test_a_dead_device_fails_everything_and_leaks_nothing() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.bundle import Bundle
-from app.engine import session
-from app.engine.session import OnnxDecoder, available_threads
+from app.engine.request import HostLogits
+from app.engine.sampling import greedy as best_of
+from app.engine.session import OnnxDecoder
 from app.errors import BundleError, InvalidField
 
 Logits = NDArray[np.float32]
@@ -55,6 +55,31 @@ def test_batch_equals_alone_bit_by_bit(bundle: Bundle) -> None:
         logits = decoder.decode(logits.argmax(axis=1), lengths + step - 1)
         for row in range(len(prompts)):
             assert np.array_equal(logits[row], expected[row][step])
+
+
+def test_the_graphs_sums_are_numpys_and_each_rows_own(bundle: Bundle) -> None:
+    """Bit by bit alone and in company, and near those of the slow path."""
+    alone = OnnxDecoder(bundle, slots=1, threads=2)
+    prompts = make_prompts(alone.vocabulary)
+    logits = OnnxDecoder(bundle, slots=len(prompts), threads=2).prefill(0, prompts)
+    assert logits.sums is not None and logits[1:].sums is None
+    for row, prompt in enumerate(prompts):
+        single = alone.prefill(0, [prompt])
+        assert single.sums is not None and single.sums[0] == logits.sums[row]
+    ids, logprobs = best_of(logits)
+    slow_ids, slow = best_of(np.array(logits))
+    assert ids.tolist() == slow_ids.tolist()
+    np.testing.assert_allclose(logprobs, slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_has_no_log_probability(broken: float) -> None:
+    rows = np.zeros((2, 5), np.float32)
+    rows[1, 3] = broken
+    logits = rows.view(HostLogits)
+    logits.sums = np.full(2, 5.0, np.float32)
+    _, logprobs = best_of(logits)
+    assert logprobs[0] == pytest.approx(-np.log(5.0)) and np.isnan(logprobs[1])
 
 
 @pytest.mark.parametrize("chunk", [2, 16, 32, 64])
@@ -179,33 +204,12 @@ def test_move_refuses(fp32_bundle: Bundle, source: int, target: int, length: int
 @pytest.mark.parametrize(
     ("options", "param"),
     [({"slots": 0}, "slots"), ({"capacity": 129}, "capacity"), ({"capacity": 1}, "capacity"),
-     ({"threads": 0}, "threads"), ({"device": "tpu"}, "device"), ({"device": "cuda"}, "device")],
+     ({"threads": 0}, "threads")],
 )  # fmt: skip
 def test_options_are_checked(int8_bundle: Bundle, options: dict[str, int], param: str) -> None:
     with pytest.raises(InvalidField) as caught:
         OnnxDecoder(int8_bundle, **{"slots": 1, "threads": 1, **options})  # type: ignore[arg-type]
     assert caught.value.param == param
-
-
-def test_threads_follow_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_threads(tmp_path) == 8
-    for text, expected in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):
-        (tmp_path / "cpu.max").write_text(text)
-        assert available_threads(tmp_path) == expected
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    for text, expected in (("-1\n", 8), ("300000\n", 3)):
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(text)
-        assert available_threads(tmp_path) == expected
-
-
-def test_the_copy_model_copies() -> None:
-    """The one-node graph that moves a slot on a GPU, tried on the CPU."""
-    copy = session.create_session(session._IDENTITY, "cpu", 1)
-    x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
-    assert np.array_equal(copy.run(None, {"x": x})[0], x)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,33 @@ def test_tokens_are_those_of_the_text(service: Service, start: int) -> None:
     assert generate(service, "The", OPTIONS).generations[0].tokens is None
 
 
+def test_a_stop_string_can_be_kept(service: Service) -> None:
+    (whole,) = texts(generate(service, "The", OPTIONS))
+    stop = whole[6:10]
+    options = replace(OPTIONS, stop=(stop,), keep_stop=True, logprobs=0)
+    (kept,) = generate(service, "The", options).generations
+    assert kept.text == whole[: whole.index(stop) + len(stop)] and kept.matched
+    assert not generate(service, "The", OPTIONS).generations[0].matched
+
+
+def test_only_the_last_tokens_of_a_prompt_are_read(service: Service) -> None:
+    text = "Where is the nearest train station? I would like to buy two tickets."
+    spans = service.generator.spans(text, "prompt")
+    rest = text[spans[-4][1] :]
+    cut = generate(service, text, replace(OPTIONS, truncate=4))
+    assert texts(cut) == texts(generate(service, rest, OPTIONS))
+    assert cut.usage.prompt_tokens == 5
+    generate(service, "b " * 900, replace(OPTIONS, truncate=90))
+
+
+def test_completions_have_a_score(service: Service) -> None:
+    (one,) = generate(service, "The", replace(SAMPLED, logprobs=0)).generations
+    assert one.tokens is not None
+    assert one.score == sum(token.logprob for token in one.tokens) / len(one.tokens) < 0
+    offsets = [token.offset for token in one.tokens]
+    assert offsets == sorted(offsets) and offsets[0] == 0 and offsets[-1] <= len(one.text)
+
+
 def test_several_generations_are_those_of_the_next_seeds(service: Service) -> None:
     options = replace(SAMPLED, n=3)
     result = generate(service, ["The", "Das"], options)

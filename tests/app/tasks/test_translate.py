@@ -48,6 +48,25 @@ def test_pieces_are_translated_as_they_would_be_alone(service: Service) -> None:
     assert chinese == one + two
 
 
+def test_what_needs_no_translation_is_an_error_or_comes_back(service: Service) -> None:
+    for texts, source in (([" ", ""], "auto"), ("Hello.", "de")):
+        with pytest.raises(InvalidField):
+            translate(service, texts, source)
+        results = translate(service, texts, source, unchanged=True)
+        assert [one.text for one in results] == ([texts] if isinstance(texts, str) else texts)
+    with pytest.raises(InvalidField, match=r"q\[1\]: lone") as caught:
+        translate(service, ["a", "\ud800"], param="q")
+    assert caught.value.param == "q[1]"
+
+
+def test_a_script_is_not_left_out(service: Service) -> None:
+    simplified = translate(service, "Hello.", target="zh-Hans")
+    assert simplified == translate(service, "Hello.", target="zh")
+    for target in ("zh-Hant", "ZH_HANT_HK"):
+        with pytest.raises(UnknownLanguage):
+            translate(service, "Hello.", target=target)
+
+
 def test_items_keep_their_order_and_their_own_language(
     service: Service, sentences: list[str]
 ) -> None:

@@ -35,3 +35,12 @@ def test_a_tie_goes_to_the_first_language(detector: Detector) -> None:
 
 def test_languages_that_the_library_does_not_know() -> None:
     assert Detector(["qq"]).detect("word") == Detection("qq", 0.0)
+
+
+def test_languages_are_ranked(detector: Detector) -> None:
+    ranked = detector.ranked("Das ist ein Haus.")
+    assert ranked[0] == detector.detect("Das ist ein Haus.")
+    assert {one.language for one in ranked} == {"en", "zh", "de", "fr"}
+    shares = [one.confidence for one in ranked]
+    assert shares == sorted(shares, reverse=True) and abs(sum(shares) - 1) < 0.001
+    assert detector.ranked("42") == [Detection("en", 0.0)]

@@ -42,3 +42,9 @@ def test_the_beginning_of_a_stop_is_held_back_until_decided() -> None:
 
 def test_the_first_to_be_complete_wins() -> None:
     assert run(["xabcd"], ["abcd", "bc"]) == ("xa", True)
+
+
+def test_the_match_can_be_kept() -> None:
+    finder = StopFinder(["b", "cde"], keep=True)
+    assert [finder.push(part) for part in ("xc", "d", "ef")] == ["x", "", "cde"]
+    assert finder.found and finder.finish() == ""

@@ -80,3 +80,11 @@ def test_prompts_follow_the_templates(tokenizer: TextTokenizer, fp32_bundle: Bun
     )  # fmt: skip
     assert tokenizer.generation_prompt([70]) == (tokens.end, 70)
     assert (tokenizer.overhead("translate"), tokenizer.overhead("generate")) == (3, 1)
+
+
+@given(text=TEXT)
+def test_spans_cover_the_text(tokenizer: TextTokenizer, text: str) -> None:
+    text = unicodedata.normalize("NFC", text)
+    spans = tokenizer.spans(text, param="text")
+    assert [token for token, _, _ in spans] == tokenizer.encode(text, param="text")
+    assert {i for _, start, stop in spans for i in range(start, stop)} == set(range(len(text)))

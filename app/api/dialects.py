@@ -1,0 +1,68 @@
+"""How a route tells an error: as a problem or, if it speaks another API, in that one's shape.
+
+An API registers its router's paths with a function from error to status and body. Whatever goes
+wrong on such a path, in its own code, in the checks of the body, in the router (405) or before it
+(413, 408), is told in that shape; every other path answers RFC 9457 problem details.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from app.api.problems import of_body, of_router, problem, retry_after_s
+from app.errors import AppError
+
+Telling = Callable[[AppError], tuple[int, Any]]
+
+
+class Dialects:
+    def __init__(self) -> None:
+        self._by_path: dict[str, Telling] = {}
+
+    def speak(self, router: APIRouter, telling: Telling) -> None:
+        """All routes of the router tell their errors by `telling`."""
+        self._by_path.update((getattr(route, "path", ""), telling) for route in router.routes)
+
+    def answer(
+        self,
+        error: AppError,
+        scope: Scope,
+        *,
+        errors: Sequence[Mapping[str, Any]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        path = getattr(scope.get("route"), "path", scope["path"])
+        telling = self._by_path.get(str(path))
+        if telling is None:
+            return problem(error, scope, errors=errors, headers=headers)
+        status, body = telling(error)
+        sent = dict(headers or {})
+        if (seconds := retry_after_s(error)) is not None:
+            sent["Retry-After"] = str(seconds)
+        # ASCII only: a detail may quote what is not valid text
+        return Response(json.dumps(body), status, sent, "application/json")
+
+
+def install(app: FastAPI, dialects: Dialects) -> None:
+    """The handlers of the service's own errors, of bodies that do not validate, of 404 and 405."""
+
+    @app.exception_handler(AppError)
+    async def own(request: Request, error: AppError) -> Response:
+        return dialects.answer(error, request.scope)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        whole, errors = of_body(error)
+        return dialects.answer(whole, request.scope, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> Response:
+        whole = of_router(error, request.scope)
+        return dialects.answer(whole, request.scope, headers=error.headers)

@@ -1,0 +1,228 @@
+"""LibreTranslate's API: /translate, /detect, /languages and /frontend/settings.
+
+Bodies are JSON or forms, errors `{"error": "..."}`, nearly all of them 400, with LibreTranslate's
+own words where it has some. Unknown fields and any API key are ignored, as by a server without
+keys. A text's language is detected for each item of an array. /health is the service's own, which
+says the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from app.api.markup import require_plain
+from app.api.openapi import shaped
+from app.api.problems import detail
+from app.api.requests import document, fields_of, media_type, unless_gone
+from app.api.state import ServiceOf, StateOf
+from app.api.streams import server_timing
+from app.errors import AppError, InvalidField, QueueFull, UnknownLanguage
+from app.service import Service
+from app.tasks.languages import served
+from app.tasks.translate import AUTO, BOUNDS, PLAIN, TranslateOptions, Translation
+from app.text.detect import Detection
+
+_TOLD = {"zh": "zh-Hans"}  # codes that LibreTranslate tells otherwise
+_CANDIDATES = 3  # languages that /detect tells at most
+_FRONTEND_TIMEOUT_MS = 500  # LibreTranslate's default
+
+
+class TranslateFields(BaseModel):
+    """For the OpenAPI document; the route reads them with LibreTranslate's own errors."""
+
+    q: str | list[str]
+    source: str
+    target: str
+    format: Literal["text", "html"] = "text"
+    alternatives: int = 0
+    api_key: str = ""
+
+
+class DetectFields(BaseModel):
+    q: str | list[str]
+    api_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    texts: str | list[str]
+    source: str
+    target: str
+    alternatives: int
+
+    @property
+    def options(self) -> TranslateOptions:
+        if not self.alternatives:
+            return PLAIN
+        size = self.alternatives + 1  # the translation itself is among ours
+        return TranslateOptions(beam=size, alternatives=size)
+
+
+def tell(error: AppError) -> tuple[int, dict[str, str]]:
+    if isinstance(error, QueueFull):
+        return 429, {"error": f"Slowdown: {error.detail}"}
+    status = 400 if error.status in (400, 415, 422) else error.status
+    return status, {"error": detail(error)}
+
+
+router = APIRouter(tags=["LibreTranslate"], responses=shaped(tell))
+
+
+@router.post(
+    "/translate",
+    summary="Translate, as LibreTranslate does",
+    openapi_extra=document(TranslateFields),
+)
+async def translate(
+    request: Request, response: Response, state: StateOf, service: ServiceOf
+) -> dict[str, Any]:
+    ask = _ask(await fields_of(request), service)
+    if media_type(request) != "application/json" and isinstance(ask.texts, str):
+        ask = _Ask("\n".join(ask.texts.splitlines()), ask.source, ask.target, ask.alternatives)
+    work = service.translator.run(
+        ask.texts,
+        ask.source,
+        ask.target,
+        state.deadline(None),
+        options=ask.options,
+        param="q",
+        unchanged=True,
+    )
+    result = await unless_gone(request, work)
+    response.headers["Server-Timing"] = server_timing(result.timing)
+    columns: dict[str, list[Any]] = {"translatedText": [t.text for t in result.translations]}
+    if ask.source == AUTO:
+        columns["detectedLanguage"] = [_detected(t.detected) for t in result.translations]
+    if ask.alternatives:
+        columns["alternatives"] = [_others(t) for t in result.translations]
+    if isinstance(ask.texts, str):
+        return {name: values[0] for name, values in columns.items()}
+    return columns
+
+
+@router.post(
+    "/detect",
+    summary="Detect a language, as LibreTranslate does",
+    openapi_extra=document(DetectFields),
+)
+async def detect(request: Request, service: ServiceOf) -> list[dict[str, Any]]:
+    texts = _texts(await fields_of(request))
+    whole = texts if isinstance(texts, str) else "\n".join(texts)
+    ranked = service.detector.ranked(whole)[:_CANDIDATES]
+    return [_detected(one) for i, one in enumerate(ranked) if not i or one.confidence >= 0.005]
+
+
+@router.get("/languages", summary="Languages, as LibreTranslate tells them")
+async def languages(service: ServiceOf) -> list[dict[str, Any]]:
+    manifest = service.bundle.manifest
+    return [
+        {
+            "code": _told(code),
+            "name": name,
+            "targets": sorted(_told(t) for s, t in {*manifest.pairs, (code, code)} if s == code),
+        }
+        for code, name in manifest.languages.items()
+    ]
+
+
+@router.get("/frontend/settings", summary="What LibreTranslate tells its web page")
+async def frontend_settings(service: ServiceOf) -> dict[str, Any]:
+    names = list(service.bundle.manifest.languages.items())
+    code, name = names[1] if len(names) > 1 else names[0]
+    return {
+        "charLimit": service.limits.max_characters,
+        "frontendTimeout": _FRONTEND_TIMEOUT_MS,
+        "apiKeys": False,
+        "keyRequired": False,
+        "suggestions": False,
+        "filesTranslation": False,
+        "supportedFilesFormat": [],
+        "language": {
+            "source": {"code": AUTO, "name": "Auto Detect"},
+            "target": {"code": _told(code), "name": name},
+        },
+    }
+
+
+def _ask(fields: dict[str, Any], service: Service) -> _Ask:
+    texts = _texts(fields)
+    source, target = _text(fields, "source"), _text(fields, "target")
+    alternatives = _alternatives(fields, service)
+    known = service.bundle.manifest.languages
+    origin = AUTO if source.casefold() == AUTO else served(source, known)
+    goal = served(target, known)
+    if origin is None or goal is None:
+        param, code = ("source", source) if origin is None else ("target", target)
+        raise UnknownLanguage(f"{code} is not supported", param=param)
+    if origin not in (AUTO, goal) and (origin, goal) not in service.bundle.manifest.pairs:
+        raise UnknownLanguage(
+            f"{known[goal]} ({goal}) is not available as a target language from "
+            f"{known[origin]} ({origin})",
+            param="target",
+        )
+    kind = fields.get("format") or "text"
+    if kind not in ("text", "html"):
+        raise InvalidField(f"{str(kind)[:60]} format is not supported", param="format")
+    require_plain("format", kind)
+    return _Ask(texts, origin, goal, alternatives)
+
+
+def _texts(fields: dict[str, Any]) -> str | list[str]:
+    given = fields.get("q")
+    if not given:
+        raise _missing("q")
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        raise InvalidField("Invalid request: q is neither a text nor an array", param="q")
+    for i, text in enumerate(given):
+        if not isinstance(text, str):
+            raise InvalidField(f"Invalid request: q[{i}] is not a text", param=f"q[{i}]")
+    return given
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    given = fields.get(name)
+    if not given:
+        raise _missing(name)
+    if not isinstance(given, str):
+        raise InvalidField(f"Invalid request: {name} is not a text", param=name)
+    return given[:60]
+
+
+def _alternatives(fields: dict[str, Any], service: Service) -> int:
+    given = fields.get("alternatives") or 0
+    try:
+        count = max(0, int(given))
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidField(
+            "Invalid request: alternatives parameter is not a number", param="alternatives"
+        ) from None
+    most = min(BOUNDS["beam"].high, service.cache.slots) - 1
+    if count > most:
+        raise InvalidField(
+            f"Invalid request: alternatives parameter must be <= {most}", param="alternatives"
+        )
+    return count
+
+
+def _missing(name: str) -> InvalidField:
+    return InvalidField(f"Invalid request: missing {name} parameter", param=name)
+
+
+def _others(translation: Translation) -> list[str]:
+    return [one.text for one in translation.alternatives if one.text != translation.text]
+
+
+def _detected(found: Detection | None) -> dict[str, Any]:
+    if found is None:
+        return {"confidence": 0.0, "language": "en"}
+    return {"confidence": round(found.confidence * 100, 2), "language": _told(found.language)}
+
+
+def _told(code: str) -> str:
+    return _TOLD.get(code, code)
