@@ -58,14 +58,16 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser = commands.add_parser(
         "translate",
         help="translate a text, a file, a folder or stdin",
-        description="Translate one text, printed while it is generated, or the lines of a file or\n"
-        "of stdin as a batch: one line out for each line in, with its alternatives, best first,\n"
-        "between tabs. Those of one text are a line each, after their scores. Of a folder, every\n"
-        "text and the source side of every corpus becomes a file of lines and translations to\n"
-        "train on; finished files are not made again.",
+        description="Translate one text or document, or the lines of a file or of stdin as a\n"
+        "batch: one line out for each line in, with its alternatives, best first, between tabs.\n"
+        "Those of one text are a line each, after their scores. What is doubtful is tried again\n"
+        "by beam; what is doubtful still is counted on stderr. Of a folder, every text and the\n"
+        "source side of every corpus becomes a file of lines and translations to train on,\n"
+        "without a second try; finished files are not made again.",
         epilog="example:\n  gpt2-mt translate --target de 'Good morning!'\n"
         "  gpt2-mt translate --target de --beam 4 --alternatives 4 'Good morning!'\n"
         "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt\n"
+        "  gpt2-mt translate --source en --target de --format html --file in.html > out.html\n"
         "  gpt2-mt translate --source en --target de --folder corpus --out made",
         formatter_class=_RAW,
     )
@@ -83,6 +85,16 @@ def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--alternatives", type=int, default=0, metavar="N", help="the N best; at most --beam"
     )
     parser.add_argument("--prefix", default="", metavar="TEXT", help="what it begins with")
+    parser.add_argument(
+        "--format", choices=["text", "html", "xml"], default="text",
+        help="html, xml: one document (default: text)",
+    )
+    parser.add_argument(
+        "--glossary", metavar="PATH", help="lines of a term, a tab and its translation"
+    )
+    parser.add_argument(
+        "--no-retry", action="store_true", help="no second try; print while it is generated"
+    )
     parser.add_argument(
         "--branch", action="store_true", help="alternatives that differ in their first word"
     )

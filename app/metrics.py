@@ -2,7 +2,8 @@
 
 Engine and HTTP layer receive a `Metrics` and set its fields; nothing here knows them. Names follow
 the Prometheus naming guide: prefix, base unit, `_total` for counters. Labels are bounded sets:
-route templates, methods, status codes, the bundle's name and finish reasons, never user data.
+route templates, methods, status codes, the bundle's name, finish reasons and flags, never user
+data.
 """
 
 from __future__ import annotations
@@ -123,6 +124,25 @@ class Metrics:
             "gpt2mt_cache_lookups",
             "Answers and prompts that were looked for among those kept.",
             ["cache", "result"],
+            registry=r,
+        )
+        # Translation
+        self.translated_sentences = Counter(
+            "gpt2mt_translated_sentences",
+            "Sentences translated, by how what was taken was made.",
+            ["method"],
+            registry=r,
+        )
+        self.flagged_sentences = Counter(
+            "gpt2mt_flagged_sentences",
+            "Sentences whose translation still had the flag when it was told.",
+            ["flag"],
+            registry=r,
+        )
+        self.retried_sentences = Counter(
+            "gpt2mt_retried_sentences",
+            "Sentences tried again, by what that brought.",
+            ["result"],
             registry=r,
         )
         self.run_failures = Counter(

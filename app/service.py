@@ -37,6 +37,7 @@ class ServiceOptions:
     translation_cache: int = 0
     translation_cache_mb: int = 16
     shortlist: bool = False
+    retry: bool = True
     max_queue: int = 2048
     max_items: int = 1024
     max_characters: int = 100_000
@@ -92,6 +93,7 @@ class Service:
             max_items=options.max_items,
             max_characters=options.max_characters,
             max_pieces=options.max_queue,  # more could never wait
+            slots=cache.slots,
         )
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         translating: EngineLike = engine
@@ -105,7 +107,16 @@ class Service:
             describe(decoder.device, same_answers(decoder)),
             engine,
             detector,
-            Translator(translating, tokenizer, detector, manifest, limits, shortlist),
+            Translator(
+                translating,
+                tokenizer,
+                detector,
+                manifest,
+                limits,
+                metrics,
+                options.retry,
+                shortlist,
+            ),
             Generator(engine, tokenizer, limits),
             limits,
         )

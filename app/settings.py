@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     shortlist: bool = Field(
         False, description="Translate with the bundle's vocabulary shortlist, for speed."
     )
+    retry: bool = Field(True, description="Try flagged translations again, by beam.")
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(

@@ -30,7 +30,7 @@ from app.engine.request import Event, Request, Sampling, Token
 from app.engine.sampling import choose
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
-from app.tasks.translate import SAMPLING
+from app.tasks.attempts import SAMPLING
 from benchmarks.command import parser
 from benchmarks.roofline import Machine, Work, measure
 from benchmarks.tables import markdown

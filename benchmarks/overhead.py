@@ -21,7 +21,7 @@ from app.engine.engine import Engine
 from app.engine.request import Event, Failed, Request, Token
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
-from app.tasks.translate import SAMPLING
+from app.tasks.attempts import SAMPLING
 from app.text.tokenizer import TextTokenizer
 from benchmarks.client import Load, closed_loop
 from benchmarks.command import parser

@@ -21,8 +21,8 @@ from app.engine.engine import Engine
 from app.engine.request import Beam, Candidates, Event, Failed, Finished, Request, Token
 from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
+from app.tasks.attempts import SAMPLING
 from app.tasks.shortlist import Shortlist
-from app.tasks.translate import SAMPLING
 from app.text.tokenizer import TextTokenizer
 from export.errors import ExportError
 from export.likelihood import TextLoss, measure_of

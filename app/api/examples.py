@@ -21,6 +21,17 @@ TRANSLATE: dict[str, Example] = {
         summary="A text with lines",
         value={"text": "First line.\n\n  - Second line.\n", "source": "en", "target": "fr"},
     ),
+    "markup": Example(
+        summary="HTML with a placeholder and a glossary",
+        value={
+            "text": "<p>Dear {name}, the <b>cat</b> is here.</p>",
+            "source": "en",
+            "target": "de",
+            "format": "html",
+            "glossary": {"cat": "Kater"},
+            "retry": True,
+        },
+    ),
     "alternatives": Example(
         summary="What may come next: several translations that begin alike",
         value={
@@ -85,6 +96,14 @@ TRANSLATE_ANSWER: dict[str, Any] = {
                         "finish_reason": "stop",
                         "truncated": False,
                         "alternatives": [],
+                        "quality": {
+                            "score": -0.6,
+                            "flags": [],
+                            "sentences": [
+                                {"score": -0.6, "flags": [], "lost": [], "method": "first"}
+                            ],
+                            "glossary": None,
+                        },
                     }
                 ],
                 "usage": _USAGE,

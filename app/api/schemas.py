@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from app.tasks.generate import BIAS, BOUNDS, MAX_BIASES, MAX_STOP_LENGTH, MAX_STOPS
 from app.tasks.inputs import Bounds
-from app.tasks.translate import BOUNDS as TRANSLATE_BOUNDS
+from app.tasks.options import BOUNDS as TRANSLATE_BOUNDS
+from app.text.glossary import MAX_TERMS
+from app.text.quality import Flag
 
 TAGS = frozenset({"<string>", "<array>"})
 
@@ -81,6 +83,18 @@ class TranslateRequest(_Request):
     prefix: str = Field(
         "",
         description="What the translation of the (one) text begins with, up to the end of a word.",
+    )
+    format: Literal["text", "html", "xml"] = Field(
+        "text",
+        description="With `html` and `xml` tags, attributes, scripts, code and elements with "
+        '`translate="no"` come back as they are, in their order. In any format placeholders, URLs, '
+        "addresses and emoji do.",
+    )
+    glossary: Annotated[dict[str, str], Field(max_length=MAX_TERMS)] = Field(
+        {}, description="Terms of the source language and the translations wanted for them."
+    )
+    retry: bool = Field(
+        True, description="Try sentences again, by beam, whose translation is flagged."
     )
     branch: bool = Field(
         False,
@@ -153,6 +167,30 @@ class AlternativeAnswer(_Answer):
     score: float = Field(description="The log-probability after the length penalty.")
 
 
+class SentenceQualityAnswer(_Answer):
+    score: float | None = Field(description="Mean log-probability of a token.")
+    flags: list[Flag]
+    lost: list[str] = Field(description="Placeholders and the like, missing or there twice.")
+    method: Literal["first", "beam", "segments", "repair"] = Field(
+        description="`beam`: tried again; `segments`: put together from parts around what had to "
+        "stay; `repair`: a wrong number was replaced."
+    )
+
+
+class GlossaryAnswer(_Answer):
+    hits: list[str]
+    misses: list[str] = Field(description="Terms in the text whose translation is not in it.")
+
+
+class QualityAnswer(_Answer):
+    """What is known of a translation without a reference; no flag is no proof."""
+
+    score: float | None = Field(description="null if nothing was generated.")
+    flags: list[Flag] = Field(description="Of any of the sentences, the gravest first.")
+    sentences: list[SentenceQualityAnswer]
+    glossary: GlossaryAnswer | None = Field(description="null if none was given.")
+
+
 class TranslationAnswer(_Answer):
     text: str
     source: str
@@ -162,6 +200,7 @@ class TranslationAnswer(_Answer):
     alternatives: list[AlternativeAnswer] = Field(
         description="Best first, the translation itself among them; none if not asked for."
     )
+    quality: QualityAnswer
 
 
 class UsageAnswer(_Answer):

@@ -18,12 +18,15 @@ from app.api.schemas import (
     GenerateAnswer,
     GenerateRequest,
     GenerationAnswer,
+    GlossaryAnswer,
     LanguageAnswer,
     LanguagesAnswer,
     LikelyToken,
     ModelAnswer,
     ModelsAnswer,
+    QualityAnswer,
     ScoredToken,
+    SentenceQualityAnswer,
     TimingAnswer,
     TranslateAnswer,
     TranslateRequest,
@@ -46,7 +49,10 @@ from app.errors import (
 from app.service import Service
 from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
 from app.tasks.job import Usage
-from app.tasks.translate import TranslateOptions, Translation
+from app.tasks.options import TranslateOptions
+from app.tasks.report import Quality
+from app.tasks.translate import Translation
+from app.text.glossary import Glossary
 
 POST_ERRORS = errors(
     BadJson,
@@ -78,13 +84,14 @@ async def translate(
     """Answers stand in the order of the texts; all sentences are batched together."""
     deadline = state.deadline(body.timeout_s)
     options = TranslateOptions(
-        body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch
-    )
+        body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch,
+        body.format, Glossary.of(body.glossary), body.retry,
+    )  # fmt: skip
     work = service.translator.run(body.text, body.source, body.target, deadline, options=options)
     result = await unless_gone(request, work)
     response.headers["Server-Timing"] = server_timing(result.timing)
     return TranslateAnswer(
-        translations=[_translation(t) for t in result.translations],
+        translations=[_translation(t, bool(body.glossary)) for t in result.translations],
         usage=_usage(result.usage),
         timing=_timing(result.timing),
         model=service.bundle.manifest.name,
@@ -220,7 +227,7 @@ def _scored(token: Scored) -> ScoredToken:
     return ScoredToken(id=token.id, text=token.text, logprob=token.logprob, top=top)
 
 
-def _translation(result: Translation) -> TranslationAnswer:
+def _translation(result: Translation, glossary: bool) -> TranslationAnswer:
     found = result.detected
     detected = None
     if found is not None:
@@ -234,6 +241,23 @@ def _translation(result: Translation) -> TranslationAnswer:
         alternatives=[
             AlternativeAnswer(text=one.text, score=one.score) for one in result.alternatives
         ],
+        quality=_quality(result.quality, glossary),
+    )
+
+
+def _quality(found: Quality, glossary: bool) -> QualityAnswer:
+    return QualityAnswer(
+        score=found.score,
+        flags=list(found.flags),
+        sentences=[
+            SentenceQualityAnswer(
+                score=one.score, flags=list(one.flags), lost=list(one.lost), method=one.method
+            )
+            for one in found.sentences
+        ],
+        glossary=GlossaryAnswer(hits=list(found.hits), misses=list(found.misses))
+        if glossary
+        else None,
     )
 
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from app.service import Service, ServiceOptions
 from app.settings import Settings
 from app.tasks.generate import GenerateOptions, default_temperature
 from app.tasks.job import Deadline
+from app.tasks.report import Quality
 from app.tasks.translate import TranslateOptions, TranslateResult, Translation
+from app.text.glossary import Glossary
+from app.text.quality import FLAGS, Flag
 
 _LINES = 256  # of a batch are translated together
 _TOGETHER = 2  # such batches, so that the slots stay full while one ends
@@ -33,8 +36,9 @@ def run_translate(args: argparse.Namespace) -> int:
     if bool(args.folder) != bool(args.out):
         raise InvalidField("--folder and --out go together", param="out")
     options = TranslateOptions(
-        args.beam, args.length_penalty, args.alternatives, args.prefix, args.branch
-    )
+        args.beam, args.length_penalty, args.alternatives, args.prefix, args.branch,
+        args.format, _glossary(args.glossary), not (args.no_retry or args.folder),
+    )  # fmt: skip
     if args.folder:
         if args.alternatives:
             raise InvalidField("--alternatives: not with --folder", param="alternatives")
@@ -43,11 +47,13 @@ def run_translate(args: argparse.Namespace) -> int:
         with _service(args) as service:
             return _run(translate_folder(service, args, options))
     if args.file:
-        lines, batch = _lines(_decoded(_bytes_of(args.file), args.file)), True
+        text = _decoded(_bytes_of(args.file), args.file)
+        lines, batch = _lines(text), True
     else:
         text = " ".join(args.text) if args.text else _decoded(sys.stdin.buffer.read(), "stdin")
         lines = _lines(text)
         batch = not args.text and len(lines) > 1
+    batch = batch and args.format == "text"  # the others are one document
     with _service(args) as service:
         if batch:
             return _run(_translate_lines(service, lines, args.source, args.target, options))
@@ -82,12 +88,18 @@ async def _translate_text(
     service: Service, text: str, source: str, target: str, options: TranslateOptions
 ) -> None:
     text, translator, deadline = text.rstrip("\r\n"), service.translator, _deadline()
-    if not options.alternatives:
+    if not options.alternatives and not options.retry:
         await _print(translator.stream(text, source, target, deadline, options))
         return
     result = await translator.run(text, source, target, deadline, options=options)
-    for one in result.translations[0].alternatives:
+    (translation,) = result.translations
+    for one in translation.alternatives:
         sys.stdout.write(f"{one.score:.4f}\t{_line(one.text)}\n")
+    if not options.alternatives:
+        sys.stdout.write(translation.text + "\n")
+    sys.stdout.flush()
+    _tell(Counter(flag for one in translation.quality.sentences for flag in one.flags),
+          set(translation.quality.misses))  # fmt: skip
 
 
 async def _generate(service: Service, prompt: str, options: GenerateOptions) -> None:
@@ -108,23 +120,23 @@ async def _translate_lines(
     """Line for line; batches overlap, their answers are printed in order."""
     service.translator.pair(source, target)  # also where every line is blank
     progress = Progress(len(lines), "lines")
-    running: deque[asyncio.Task[list[tuple[str, bool]]]] = deque()
-    cut = 0
+    running: deque[asyncio.Task[list[Translation | str]]] = deque()
+    found: list[Quality] = []
     try:
         for first in range(0, len(lines), _LINES):
             batch = lines[first : first + _LINES]
             work = _batch(service, batch, source, target, options, progress)
             running.append(asyncio.create_task(work))
             if len(running) == _TOGETHER:
-                cut += _write(await running.popleft())
+                found += _write(await running.popleft())
         while running:
-            cut += _write(await running.popleft())
+            found += _write(await running.popleft())
     finally:
         for task in running:
             task.cancel()
         progress.close()
-    if cut:
-        sys.stderr.write(f"{cut} lines were cut at the length limit\n")
+    _tell(Counter(flag for quality in found for flag in quality.flags),
+          {term for quality in found for term in quality.misses})  # fmt: skip
 
 
 async def _batch(
@@ -134,11 +146,11 @@ async def _batch(
     target: str,
     options: TranslateOptions,
     progress: Progress,
-) -> list[tuple[str, bool]]:
-    """Translations of some lines and whether each was cut."""
+) -> list[Translation | str]:
+    """Translations of some lines; blank ones stay as they are where all are blank."""
     if not any(line.strip() for line in lines):
         progress.add(len(lines))
-        return [(line, False) for line in lines]
+        return list(lines)
     told = 0.0
 
     def tell(done: int, pieces: int) -> None:
@@ -151,7 +163,7 @@ async def _batch(
         list(lines), source, target, _deadline(), tell, options
     )
     progress.add(len(lines) - told)
-    return [(_columns(t), t.truncated) for t in result.translations]
+    return list(result.translations)
 
 
 def _columns(translation: Translation) -> str:
@@ -165,12 +177,31 @@ def _line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ")
 
 
-def _write(lines: Sequence[tuple[str, bool]]) -> int:
-    """Print lines; how many of them were cut."""
-    for text, _ in lines:
-        sys.stdout.write(text + "\n")
+def _write(lines: Sequence[Translation | str]) -> list[Quality]:
+    """Print lines; what is known of them."""
+    for line in lines:
+        sys.stdout.write((line if isinstance(line, str) else _columns(line)) + "\n")
     sys.stdout.flush()
-    return sum(cut for _, cut in lines)
+    return [line.quality for line in lines if isinstance(line, Translation)]
+
+
+def _tell(flags: Counter[Flag], misses: set[str]) -> None:
+    """What is doubtful, in a line."""
+    if flags:
+        told = ", ".join(f"{flag} {flags[flag]}" for flag in FLAGS if flags[flag])
+        sys.stderr.write(f"doubtful: {told}\n")
+    if misses:
+        sys.stderr.write(f"terms not translated as wanted: {', '.join(sorted(misses))}\n")
+
+
+def _glossary(path: str | None) -> Glossary:
+    terms: dict[str, str] = {}
+    for number, line in enumerate(_lines(_decoded(_bytes_of(path), path)) if path else [], 1):
+        source, tab, target = line.rstrip("\r").partition("\t")
+        if not tab:
+            raise InvalidField(f"--glossary {path!r}, line {number}: no tab", param="glossary")
+        terms[source] = target
+    return Glossary.of(terms)
 
 
 @contextlib.contextmanager
@@ -212,7 +243,7 @@ def _bytes_of(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InvalidField(f"--file {path!r}: {error.strerror}", param="file") from None
+        raise InvalidField(f"{path!r}: {error.strerror}", param="file") from None
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -21,6 +21,7 @@ class TaskLimits:
     max_items: int = 1024
     max_characters: int = 100_000
     max_pieces: int = 2048  # sentences that a request's texts are cut into
+    slots: int = 8  # sequences side by side: the largest beam
 
 
 @dataclass(frozen=True, slots=True)

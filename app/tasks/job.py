@@ -48,6 +48,10 @@ class Deadline:
     def after(cls, seconds: float) -> Deadline:
         return cls(time.monotonic() + seconds, seconds)
 
+    @property
+    def left(self) -> float:
+        return self.at - time.monotonic()
+
     def exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"no complete answer within timeout_s={self.seconds:g}")
 

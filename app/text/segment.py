@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import sentencex
 
+from app.text.protect import Protected
+
 _BREAKS = re.compile("([\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+| {3,})")
 _CLAUSE = re.compile(r"[,;:)\]]\s+|[，；：、。！？…）】]+[”’」』\"]*|\s[-–—]+\s")
 _SPACE = re.compile(r"\s+")
@@ -88,6 +90,47 @@ def layout(text: str, language: str, fits: Callable[[str], bool]) -> Layout:
                 pieces.append(body)
                 gaps.append(raw[start + len(body) :])
     return Layout(tuple(gaps), tuple(pieces))
+
+
+def cut(text: Protected, language: str, fits: Callable[[str], bool]) -> Layout:
+    """Cut a protected text: its marks are not seen by `fits` and do not part sentences.
+
+    Those between two pieces go to the end of the former, from the first on that belongs to the word
+    behind it to the beginning of the next. A text of marks and white space has no piece.
+    """
+    marks: list[tuple[int, str]] = []
+    kept: list[str] = []
+    for char in text.text:
+        if text.is_mark(char):
+            marks.append((len(kept), char))
+        else:
+            kept.append(char)
+    bare = layout("".join(kept), language, fits)
+    if not marks or not bare.pieces:
+        return bare
+    pieces: list[str] = []
+    held = at = 0
+    for i, piece in enumerate(bare.pieces):
+        at += len(bare.gaps[i])
+        until = at + len(piece)
+        parts: list[str] = []
+        last = at
+        while held < len(marks) and marks[held][0] < until:
+            place, char = marks[held]
+            parts += (piece[last - at : max(place, last) - at], char)
+            last = max(place, last)
+            held += 1
+        parts.append(piece[last - at :])
+        behind = until + len(bare.gaps[i + 1])
+        final = i + 1 == len(bare.pieces)
+        while held < len(marks) and marks[held][0] <= behind and (
+            final or text.span(marks[held][1]).place == "after"
+        ):
+            parts.append(marks[held][1])
+            held += 1
+        pieces.append("".join(parts))
+        at = until
+    return Layout(bare.gaps, tuple(pieces))
 
 
 def sentences(line: str, language: str) -> list[str]:

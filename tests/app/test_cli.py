@@ -288,3 +288,24 @@ def test_the_progress_bar() -> None:
     quiet = io.StringIO()
     Progress(10, "lines", quiet).close()
     assert quiet.getvalue() == ""
+
+
+def test_a_document_with_a_glossary(run: Run, tmp_path: Path) -> None:
+    page, terms = tmp_path / "page.html", tmp_path / "terms.tsv"
+    page.write_text("<p>Hello <b>there</b>.</p>\n<pre>keep\nme</pre>\n", encoding="utf-8")
+    terms.write_text("hello\tHallo\n", encoding="utf-8")
+    words = ["translate", "--source", "en", "--target", "de", "--format", "html"]
+    code, out = run(*words, "--glossary", str(terms), "--file", str(page))
+    assert code == 0 and out.startswith("<p>") and out.endswith("</p>\n<pre>keep\nme</pre>\n")
+    assert out.count("<b>") == out.count("</b>") == 1
+    terms.write_text("hello", encoding="utf-8")
+    with pytest.raises(InvalidField, match="line 1: no tab"):
+        run(*words, "--glossary", str(terms), "x")
+
+
+def test_what_is_doubtful_is_told(int8_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["translate", "--source", "en", "--target", "de", "--bundle", str(int8_bundle.path)]
+    for more in ([], ["--no-retry", "--beam", "2", "--alternatives", "2"]):
+        args = parser().parse_args([*words, *more, "Hello there."])
+        assert args.run(args) == 0
+        assert capsys.readouterr().err.startswith("doubtful: ")

@@ -80,7 +80,7 @@ def test_text_is_measured_in_each_language(fp32_bundle: Bundle, tmp_path: Path) 
 
 
 def test_checkpoints_are_evaluated_as_the_server_translates() -> None:
-    from app.tasks.translate import SAMPLING
+    from app.tasks.attempts import SAMPLING
     from training.evaluate import NGRAM_REPEATS, NO_REPEAT_NGRAM
 
     assert (SAMPLING.no_repeat_ngram, SAMPLING.ngram_repeats) == (NO_REPEAT_NGRAM, NGRAM_REPEATS)

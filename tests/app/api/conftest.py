@@ -112,7 +112,9 @@ def fake_service(bundle: Bundle, decoder: Any, settings: Settings, metrics: Metr
     engine.start()
     tokenizer, detector = TextTokenizer.of(bundle), Detector(list(bundle.manifest.languages))
     limits = TaskLimits(decoder.capacity, decoder.capacity - 1)
-    translator = Translator(engine, tokenizer, detector, bundle.manifest, limits)
+    translator = Translator(
+        engine, tokenizer, detector, bundle.manifest, limits, metrics, settings.retry
+    )
     generator = Generator(engine, tokenizer, limits)
     cache = CacheSize.of(bundle.manifest, decoder.slots)
     return Service(bundle, cache, "a fake", engine, detector, translator, generator, limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -29,8 +30,11 @@ def test_translate_one(client: httpx.Client) -> None:
     assert list(body) == ["translations", "usage", "timing", "model"]
     (translation,) = body["translations"]
     assert list(translation) == [
-        "text", "source", "detected", "finish_reason", "truncated", "alternatives"
+        "text", "source", "detected", "finish_reason", "truncated", "alternatives", "quality"
     ]  # fmt: skip
+    assert list(translation["quality"]) == ["score", "flags", "sentences", "glossary"]
+    (sentence,) = translation["quality"]["sentences"]
+    assert list(sentence) == ["score", "flags", "lost", "method"]
     assert translation["alternatives"] == []
     assert (translation["source"], translation["detected"]) == ("en", None)
     assert set(body["usage"]) == {"prompt_tokens", "completion_tokens"}
@@ -76,6 +80,42 @@ def test_translate_by_beam(client: httpx.Client) -> None:
     (forced,) = post(client, "/v1/translate", **body).json()["translations"]
     assert all(one["text"].startswith("Guten") for one in forced["alternatives"])
     assert len({one["text"] for one in forced["alternatives"]}) == 4
+
+
+def test_translate_markup_with_a_glossary(client: httpx.Client) -> None:
+    body = {"text": ["<p>Hello {name}, <b>cat</b>!</p>", "<p>7</p>", ""], "source": "en",
+            "target": "de", "format": "html", "glossary": {"cat": "Kater"}}  # fmt: skip
+    for retry in (False, True):
+        answer = post(client, "/v1/translate", **body, retry=retry).json()
+        first, number, blank = answer["translations"]
+        assert re.findall("<[^>]+>", first["text"]) == ["<p>", "<b>", "</b>", "</p>"]
+        quality = first["quality"]
+        assert quality["glossary"]["hits"] + quality["glossary"]["misses"] == ["cat"]
+        assert ("{name}" in first["text"]) is ("spans" not in quality["flags"]) is (
+            quality["sentences"][0]["lost"] == []
+        )
+        assert (number["text"], blank["text"]) == ("<p>7</p>", "")
+        assert number["quality"] == {
+            "score": None, "flags": [], "sentences": [], "glossary": {"hits": [], "misses": []}
+        }  # fmt: skip
+    counted = client.get("/metrics").text
+    assert 'gpt2mt_translated_sentences_total{method="' in counted
+    assert 'gpt2mt_retried_sentences_total{result="' in counted
+
+
+@pytest.mark.parametrize("form", ["text", "html", "xml"])
+@pytest.mark.parametrize(
+    "text",
+    ["\x00", "a\x00b", "<", "</", "<b", "&", "<![CDATA[", "مرحبا {x}", "😀" * 300, "{a} " * 200,
+     "\U000f0000", "<b>" * 300, "\u202ex", "a" * 3000],
+)  # fmt: skip
+def test_strange_text_does_not_disturb_its_neighbour(
+    client: httpx.Client, form: str, text: str
+) -> None:
+    body = {"text": [text, "<b>1</b>"], "source": "en", "target": "de", "format": form}
+    response = post(client, "/v1/translate", **body, retry=False)
+    assert response.status_code == 200, response.text
+    assert response.json()["translations"][1]["text"] == "<b>1</b>"
 
 
 def test_generate(client: httpx.Client) -> None:

@@ -132,7 +132,7 @@ def test_translations_keep_to_their_candidates_and_generations_are_free(service:
 
     bundle, limits = service.bundle, service.limits
     tokenizer, shortlist = TextTokenizer.of(bundle), Shortlist.of(bundle)
-    rest = (tokenizer, service.detector, bundle.manifest, limits, shortlist)
+    rest = (tokenizer, service.detector, bundle.manifest, limits, Metrics(), False, shortlist)
     translator, generator = Translator(Recorder(), *rest), Generator(Recorder(), tokenizer, limits)
     text, other = "The weather is beautiful today.", "Where is the nearest train station?"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,15 +13,20 @@ import pytest
 from app.engine.engine import Ticket
 from app.engine.request import Request
 from app.errors import InvalidField, TooLong, UnknownLanguage
+from app.metrics import Metrics
 from app.service import Service
 from app.tasks.job import Deadline
 from app.tasks.translate import TranslateOptions, Translation, Translator
 from app.text.tokenizer import TextTokenizer
 
+ONCE = TranslateOptions(retry=False)  # noise is always flagged
+once = partial(TranslateOptions, retry=False)
+
 
 def translate(
     service: Service, text: str | Sequence[str], source: str = "en", target: str = "de", **more: Any
 ) -> list[Translation]:
+    more.setdefault("options", ONCE)
     work = service.translator.run(text, source, target, Deadline.after(60), **more)
     return asyncio.run(work).translations
 
@@ -87,9 +93,9 @@ def test_a_long_text_is_never_cut_silently(service: Service) -> None:
 
     tokenizer = TextTokenizer.of(service.bundle)
     recorded = Translator(
-        Recorder(), tokenizer, service.detector, service.bundle.manifest, service.limits
+        Recorder(), tokenizer, service.detector, service.bundle.manifest, service.limits, Metrics()
     )
-    asyncio.run(recorded.run(text, "en", "de", Deadline.after(60)))
+    asyncio.run(recorded.run(text, "en", "de", Deadline.after(60), options=ONCE))
     words = "".join(tokenizer.decode(r.prompt) for r in prompts)
     assert words.replace(" ", "") == text.replace(" ", "")
     assert all(len(r.prompt) + r.max_tokens <= service.limits.context for r in prompts)
@@ -100,7 +106,7 @@ def test_the_stream_adds_up_to_the_whole(service: Service) -> None:
     text = " Hello there.  Where is it?\n7\nGood morning. "
 
     async def stream() -> list[str]:
-        parts = service.translator.stream(text, "en", "de", Deadline.after(60))
+        parts = service.translator.stream(text, "en", "de", Deadline.after(60), ONCE)
         return [part async for part in parts]
 
     parts = asyncio.run(stream())
@@ -115,24 +121,24 @@ def test_progress_counts_pieces(service: Service) -> None:
 
 
 def test_alternatives_are_the_best_of_a_beam(service: Service) -> None:
-    options = TranslateOptions(beam=4, alternatives=3)
+    options = once(beam=4, alternatives=3)
     (result,) = translate(service, "Hello there.", options=options)
     assert result.alternatives[0].text == result.text
     scores = [one.score for one in result.alternatives]
     assert len(scores) == 3 == len({one.text for one in result.alternatives})
     assert scores == sorted(scores, reverse=True) and scores[0] < 0
-    assert translate(service, "Hello there.", options=TranslateOptions(beam=4)) == [
+    assert translate(service, "Hello there.", options=once(beam=4)) == [
         replace(result, alternatives=())
     ]
     (greedy,) = translate(service, "Hello there.")
-    (one,) = translate(service, "Hello there.", options=TranslateOptions(alternatives=1))
+    (one,) = translate(service, "Hello there.", options=once(alternatives=1))
     assert one.text == greedy.text == one.alternatives[0].text != result.text
     longer = translate(service, "Hello there.", options=replace(options, length_penalty=0.0))
     assert longer[0].alternatives[0].score < scores[0], "not divided by the length"
 
 
 def test_the_score_is_the_mean_log_probability_of_its_tokens(service: Service) -> None:
-    options = TranslateOptions(alternatives=1, length_penalty=0.0)
+    options = once(alternatives=1, length_penalty=0.0)
     (one,) = translate(service, "Hello there.", options=options)
     (both,) = translate(service, "Hello there.\n\n7\nHello there.")
     assert one.score is not None and one.score < 0 and both.score == pytest.approx(one.score)
@@ -144,7 +150,7 @@ def test_the_score_is_the_mean_log_probability_of_its_tokens(service: Service) -
 
 
 def test_branches_part_at_the_first_word_behind_the_prefix(service: Service) -> None:
-    options = TranslateOptions(beam=4, alternatives=4, prefix="Heute", branch=True)
+    options = once(beam=4, alternatives=4, prefix="Heute", branch=True)
     (result,) = translate(service, "The weather is beautiful today.", options=options)
     found = [one.text for one in result.alternatives]
     assert len(set(found)) == 4 and all(text.startswith("Heute") for text in found)
@@ -154,7 +160,7 @@ def test_branches_part_at_the_first_word_behind_the_prefix(service: Service) -> 
 
 
 def test_alternatives_of_a_text_are_put_together_from_its_pieces(service: Service) -> None:
-    options = TranslateOptions(beam=3, alternatives=3)
+    options = once(beam=3, alternatives=3)
     (both,) = translate(service, "Hello there.\n\n 7 \nWhere is it?", options=options)
     one, two = translate(service, ["Hello there.", "Where is it?"], options=options)
     for k, found in enumerate(both.alternatives):
@@ -169,14 +175,14 @@ def test_the_translation_begins_with_the_prefix(service: Service) -> None:
     text = "Hello there. Where is it?"
     (free,) = translate(service, text)
     for options in (
-        TranslateOptions(prefix=" Heute ist "),
-        TranslateOptions(prefix="Heute ist", beam=3, alternatives=3),
+        once(prefix=" Heute ist "),
+        once(prefix="Heute ist", beam=3, alternatives=3),
     ):
         (result,) = translate(service, text, options=options)
         assert result.text.startswith("Heute ist") and result.text != "Heute ist"
         assert all(one.text.startswith("Heute ist") for one in result.alternatives)
     (second,) = translate(service, "Where is it?")
-    (forced,) = translate(service, text, options=TranslateOptions(prefix="Heute ist"))
+    (forced,) = translate(service, text, options=once(prefix="Heute ist"))
     assert free.text.endswith(second.text) and forced.text.endswith(second.text)
 
 

@@ -1,0 +1,105 @@
+"""Signs that a translation of one sentence is not to be trusted.
+
+Source and output flow in with what the engine told of the tokens; flags flow out, each a word of
+`FLAGS`. They are cheap and know no language model: they find loops, copies, the wrong script and
+changed numbers, not wrong meanings.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from app.text.numbers import compare
+
+Flag = Literal[
+    "spans",  # a placeholder, URL or address is missing or there twice
+    "numbers",  # a number is missing or another one than in the source
+    "glossary",  # a wanted term is missing
+    "truncated",  # the output reached its limit
+    "repetition",  # the same words again and again
+    "length",  # far shorter or longer than the source
+    "copied",  # the source itself
+    "script",  # letters of another script than the target language's
+    "score",  # the model itself finds it unlikely
+]
+FLAGS: tuple[Flag, ...] = get_args(Flag)  # the gravest first
+
+LOW_SCORE = -2.0  # mean log-probability of a token: one in fifty of usual sentences (docs/LOG.md)
+_SHORTEST, _LONGEST, _SLACK = 0.35, 2.5, 4  # tokens of the output for one of the source
+_SCRIPTS = {
+    "zh": {"CJK"}, "ja": {"CJK", "HIRAGANA", "KATAKANA"}, "ko": {"HANGUL"},
+    "ru": {"CYRILLIC"}, "uk": {"CYRILLIC"}, "bg": {"CYRILLIC"}, "el": {"GREEK"},
+    "ar": {"ARABIC"}, "fa": {"ARABIC"}, "he": {"HEBREW"}, "hi": {"DEVANAGARI"}, "th": {"THAI"},
+} | dict.fromkeys(("en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "da", "nb", "fi",
+                   "tr", "ro", "hu", "vi", "id"), {"LATIN"})  # fmt: skip
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_RUN = 4  # times in a row
+
+
+def flags(
+    source: str,
+    output: str,
+    languages: tuple[str, str],
+    tokens: tuple[int, int],
+    score: float | None,
+    cut: bool,
+) -> tuple[Flag, ...]:
+    """What is suspicious; `tokens` are those of source and output."""
+    mine, theirs = _words(source), _words(output)
+    numbers = compare(source, output, languages)
+    found: dict[Flag, bool] = {
+        "numbers": bool(numbers.missing or numbers.added),
+        "truncated": cut,
+        "repetition": _run(theirs) >= max(_RUN, _run(mine) + 1),
+        "length": not _SHORTEST * tokens[0] - _SLACK <= tokens[1] <= _LONGEST * tokens[0] + _SLACK
+        or (bool(mine) and not output.strip()),
+        "copied": len(mine) > 2 and mine == theirs,
+        "script": _foreign(source, output, languages[1]),
+        "score": score is not None and score < LOW_SCORE,
+    }
+    return tuple(flag for flag in FLAGS if found.get(flag))
+
+
+def in_order(found: Sequence[Flag] | set[Flag]) -> tuple[Flag, ...]:
+    return tuple(flag for flag in FLAGS if flag in found)
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORDS.findall(text)]
+
+
+def _run(words: Sequence[str]) -> int:
+    """How often one to eight words come again directly behind themselves, at most."""
+    most = 1 if words else 0
+    for size in range(1, min(8, len(words) // 2) + 1):
+        same = 0
+        for i in range(size, len(words)):
+            same = same + 1 if words[i] == words[i - size] else 0
+            most = max(most, same // size + 1)
+    return most
+
+
+def _foreign(source: str, output: str, target: str) -> bool:
+    """Whether a third of the letters are of no script of the target, words of the source aside."""
+    wanted = _SCRIPTS.get(target.partition("-")[0])
+    if wanted is None:
+        return False
+    kept = set(_words(source)) if wanted == {"LATIN"} or "LATIN" not in wanted else set()
+    wrong = right = 0
+    for word in _words(output):
+        scripts = Counter(_script(char) for char in word if char.isalpha())
+        good = sum(count for script, count in scripts.items() if script in wanted)
+        right += good
+        if word not in kept or not word.isascii():
+            wrong += scripts.total() - good
+    return wrong > 0 and wrong * 2 >= right
+
+
+def _script(char: str) -> str:
+    if char.isascii():
+        return "LATIN"
+    return unicodedata.name(char, "").split(" ")[0].split("-")[0]
