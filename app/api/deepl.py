@@ -2,7 +2,7 @@
 
 Bodies are JSON or forms; any key is accepted. Codes are upper case, English and Portuguese targets
 have a region, which changes nothing here. `context`, `split_sentences` and `preserve_formatting`
-are taken and change nothing; what would have to change the answer and cannot (tags, glossaries,
+are taken and change nothing; what would have to change the answer and cannot (glossaries,
 formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
 """
 
@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.api.markup import require_plain
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
@@ -22,7 +21,7 @@ from app.api.streams import server_timing
 from app.errors import AppError, InvalidField, UnknownLanguage
 from app.service import Service
 from app.tasks.languages import served
-from app.tasks.translate import AUTO, Translation
+from app.tasks.translate import AUTO, TranslateOptions, Translation
 
 # Languages that are a target by region only, and the regions' names.
 _REGIONS = {
@@ -92,6 +91,7 @@ async def translate(
         _code(fields.source_lang, "source_lang", service),
         _code(fields.target_lang, "target_lang", service),
         state.deadline(None),
+        options=TranslateOptions(format=fields.tag_handling or "text"),
         unchanged=True,
     )
     result = await unless_gone(request, work)
@@ -130,8 +130,6 @@ async def usage(state: StateOf) -> dict[str, int]:
 
 
 def _refuse(fields: TranslateFields) -> None:
-    if fields.tag_handling is not None:
-        require_plain("tag_handling", fields.tag_handling)
     for name in _REFUSED:
         if getattr(fields, name):
             raise InvalidField(f"'{name}' is not supported by this server", param=name)

@@ -8,13 +8,12 @@ says the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from app.api.markup import require_plain
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, media_type, unless_gone
@@ -23,7 +22,7 @@ from app.api.streams import server_timing
 from app.errors import AppError, InvalidField, QueueFull, UnknownLanguage
 from app.service import Service
 from app.tasks.languages import served
-from app.tasks.translate import AUTO, BOUNDS, PLAIN, TranslateOptions, Translation
+from app.tasks.translate import AUTO, BOUNDS, TranslateOptions, Translation
 from app.text.detect import Detection
 
 _TOLD = {"zh": "zh-Hans"}  # codes that LibreTranslate tells otherwise
@@ -53,13 +52,14 @@ class _Ask:
     source: str
     target: str
     alternatives: int
+    format: Literal["text", "html"]
 
     @property
     def options(self) -> TranslateOptions:
         if not self.alternatives:
-            return PLAIN
+            return TranslateOptions(format=self.format)
         size = self.alternatives + 1  # the translation itself is among ours
-        return TranslateOptions(beam=size, alternatives=size)
+        return TranslateOptions(beam=size, alternatives=size, format=self.format)
 
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
@@ -82,7 +82,7 @@ async def translate(
 ) -> dict[str, Any]:
     ask = _ask(await fields_of(request), service)
     if media_type(request) != "application/json" and isinstance(ask.texts, str):
-        ask = _Ask("\n".join(ask.texts.splitlines()), ask.source, ask.target, ask.alternatives)
+        ask = replace(ask, texts="\n".join(ask.texts.splitlines()))
     work = service.translator.run(
         ask.texts,
         ask.source,
@@ -164,11 +164,7 @@ def _ask(fields: dict[str, Any], service: Service) -> _Ask:
             f"{known[origin]} ({origin})",
             param="target",
         )
-    kind = fields.get("format") or "text"
-    if kind not in ("text", "html"):
-        raise InvalidField(f"{str(kind)[:60]} format is not supported", param="format")
-    require_plain("format", kind)
-    return _Ask(texts, origin, goal, alternatives)
+    return _Ask(texts, origin, goal, alternatives, _format(fields))
 
 
 def _texts(fields: dict[str, Any]) -> str | list[str]:
@@ -208,6 +204,16 @@ def _alternatives(fields: dict[str, Any], service: Service) -> int:
             f"Invalid request: alternatives parameter must be <= {most}", param="alternatives"
         )
     return count
+
+
+def _format(fields: dict[str, Any]) -> Literal["text", "html"]:
+    match fields.get("format") or "text":
+        case "text":
+            return "text"
+        case "html":
+            return "html"
+        case other:
+            raise InvalidField(f"{str(other)[:60]} format is not supported", param="format")
 
 
 def _missing(name: str) -> InvalidField:

@@ -69,6 +69,16 @@ def test_the_client_translates(
     assert result.model_type_used == "latency_optimized"
 
 
+@pytest.mark.parametrize("kind", ["html", "xml"])
+def test_the_client_translates_markup(
+    translator: deepl.DeepLClient, client: httpx.Client, kind: str
+) -> None:
+    page = '<p id="1">The <b>cat</b> is here.</p><p translate="no">Rex</p>'
+    (expected,) = own(client, text=page, source="en", target="de", format=kind)
+    found = translator.translate_text(page, source_lang="EN", target_lang="DE", tag_handling=kind)
+    assert found.text == expected["text"] and found.text.startswith('<p id="1">')
+
+
 def test_the_client_lists_languages_and_usage(translator: deepl.DeepLClient) -> None:
     sources = {one.code: one.name for one in translator.get_source_languages()}
     assert sources == {"EN": "English", "ZH": "Chinese", "DE": "German", "FR": "French"}
@@ -89,8 +99,6 @@ def test_the_client_raises_its_own_errors(translator: deepl.DeepLClient) -> None
         ({"target_lang": "TLH"}, "'target_lang' not supported"),
         ({"target_lang": "ZH-HANT"}, "'target_lang' not supported"),
         ({"source_lang": "XX"}, "'source_lang' not supported"),
-        ({"tag_handling": "html"}, "tag_handling"),
-        ({"tag_handling": "xml"}, "tag_handling"),
         ({"formality": deepl.Formality.MORE}, "'formality' is not supported"),
         ({"source_lang": "EN", "glossary": "0a1b"}, "glossary_id"),
         ({"model_type": deepl.ModelType.QUALITY_OPTIMIZED}, "model_type"),

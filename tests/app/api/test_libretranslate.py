@@ -66,6 +66,15 @@ def test_the_client_gets_an_error(libre: LibreTranslateAPI) -> None:
     assert json.loads(caught.value.read()) == {"error": "zz is not supported"}
 
 
+def test_markup_is_kept(client: httpx.Client) -> None:
+    page = '<p class="a">The <b>cat</b> is here.</p><p translate="no">Rex &amp; Co</p>'
+    (expected,) = own(client, text=page, source="en", target="de", format="html")
+    answer = client.post("/translate", json={**BASE, "q": page, "format": "html"})
+    assert answer.json() == {"translatedText": expected["text"]}
+    assert expected["text"].startswith('<p class="a">')
+    assert expected["text"].endswith('</p><p translate="no">Rex &amp; Co</p>')
+
+
 def test_one_text_and_arrays(client: httpx.Client, sentences: list[str]) -> None:
     one = client.post("/translate", json=BASE).json()
     (expected,) = own(client, text="Hello.", source="en", target="de")
@@ -140,7 +149,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/translate", {"target": "zt"}, "zt is not supported"),
     ("/translate", {"format": "markdown"}, "markdown format is not supported"),
     ("/translate", {"format": 7}, "7 format is not supported"),
-    ("/translate", {"format": "html"}, "format is html"),
     ("/translate", {"alternatives": "many"}, "alternatives parameter is not a number"),
     ("/translate", {"alternatives": [1]}, "alternatives parameter is not a number"),
     ("/translate", {"alternatives": 8}, "alternatives parameter must be <= 7"),
