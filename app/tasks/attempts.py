@@ -20,7 +20,7 @@ from app.tasks.options import TranslateOptions
 from app.tasks.pieces import Piece, bare
 from app.tasks.shortlist import Shortlist
 from app.text import numbers
-from app.text.protect import Builder, Protected, Span
+from app.text.protect import Builder, Protected, Span, public
 from app.text.quality import FLAGS, Flag, flags, in_order
 from app.text.segment import spaced, translatable
 from app.text.standins import Masked, mask, segments, unmask
@@ -162,7 +162,7 @@ class Attempts:
             if isinstance(part, str):
                 parts.append(part)
                 continue
-            text = self._tokenizer.decode(next(outputs)[0]).strip()
+            text = public(self._tokenizer.decode(next(outputs)[0])).strip()
             if attempt.method == "segments" and part.text[-1:] not in _STOPS:
                 text = text.rstrip(_STOPS)
             parts.append(unmask(part, text).text)

@@ -9,7 +9,7 @@ from app.engine.request import Finished, Token
 from app.tasks.attempts import Attempt, Attempts
 from app.tasks.pieces import Piece
 from app.tasks.rounds import checked
-from app.text.protect import is_private
+from app.text.protect import is_private, public
 from app.text.tokenizer import TextTokenizer
 
 
@@ -39,7 +39,7 @@ class PieceStream:
         if isinstance(event, Token):
             self._tokens[i].append(event)
             if self._direct:
-                self._text += self._detokenizer.push(event.id)
+                self._text += public(self._detokenizer.push(event.id))
             return
         self._ends[i] = checked(event)
         if len(self._ends) < len(self._tokens):

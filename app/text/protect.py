@@ -164,6 +164,11 @@ def is_private(char: str) -> bool:
     return ord(char) >= _FIRST
 
 
+def public(text: str) -> str:
+    """A model's output without private characters of its own, which would stand for something."""
+    return _PRIVATE.sub("\ufffd", text)
+
+
 def protect(text: str, param: str) -> Protected:
     builder = Builder(param)
     builder.scan(text)
