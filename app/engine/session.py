@@ -130,7 +130,7 @@ class GraphDecoder(ABC, Generic[L]):
 
     def _bind_prefill(
         self, first: int, prompts: Sequence[Sequence[int]], start: int
-    ) -> tuple[ort.IOBinding, dict[str, ort.OrtValue]]:
+    ) -> tuple[ort.IOBinding, Any]:
         """And what must outlive the run."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
@@ -159,7 +159,7 @@ class GraphDecoder(ABC, Generic[L]):
             # Equal to the padded length: this marks a run of fresh prompts.
             self._names.total_sequence_length: np.array(start + time, np.int32),
         }
-        held = bind_arrays(binding, feeds)
+        held = feeds, bind_arrays(binding, feeds)
         self._caches.bind(binding, first, rows)
         return binding, held
 
