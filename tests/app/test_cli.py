@@ -169,7 +169,7 @@ def test_info(run: Run, int8_bundle: Bundle) -> None:
         assert part in out
     facts = json.loads(run("info", "--json")[1])
     assert facts["languages"] == int8_bundle.manifest.languages
-    assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64 * 4
+    assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64  # int8
 
 
 def test_info_tells_the_device(
@@ -193,10 +193,10 @@ def test_info_tells_the_device(
 def test_info_states_what_a_limit_of_memory_leaves(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPT2MT_CACHE_MB", "1")  # a slot of the tiny model takes 131,072 bytes
-    assert "7 slots x 128 tokens x 1,024 bytes = 0.9 MB" in run("info")[1]
-    monkeypatch.setenv("GPT2MT_SLOTS", "8")
-    with pytest.raises(SettingsError, match="slots 8 and cache_mb 1 contradict"):
+    monkeypatch.setenv("GPT2MT_CACHE_MB", "1")  # a slot of the tiny model takes 32,768 bytes
+    assert "30 slots x 128 tokens x 256 bytes = 1.0 MB" in run("info")[1]
+    monkeypatch.setenv("GPT2MT_SLOTS", "31")
+    with pytest.raises(SettingsError, match="slots 31 and cache_mb 1 contradict"):
         run("info")
 
 

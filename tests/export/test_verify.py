@@ -33,11 +33,11 @@ def test_honest_bundles_pass(random_checkpoint: Path, tmp_path: Path, precision:
 def tampered(precision: str, name: str, factor: float):
     """A `build_model` that changes one tensor when it builds the given precision."""
 
-    def build(source: Checkpoint, asked: str, *scales: Any) -> onnx.ModelProto:
+    def build(source: Checkpoint, asked: str, *scales: Any, **more: Any) -> onnx.ModelProto:
         if asked == precision:
             changed = {**source.tensors, name: source.tensors[name] * np.float32(factor)}
             source = replace(source, tensors=changed)
-        return build_model(source, asked, *scales)  # type: ignore[arg-type]
+        return build_model(source, asked, *scales, **more)  # type: ignore[arg-type]
 
     return build
 
@@ -138,7 +138,7 @@ def test_a_loss_of_bleu_is_found(
 
     bleus = iter([int8_bleu, int8_bleu, 20.0, 20.0])
     monkeypatch.setattr(evaluate, "BundleTranslator", Silent)
-    monkeypatch.setattr(scores, "score", lambda test, results: SimpleNamespace(bleu=next(bleus)))
+    monkeypatch.setattr(scores, "score", lambda *_: SimpleNamespace(bleu=next(bleus)))
     if passes:
         facts = verify.check_bleu(int8_bundle, fp32_bundle, tmp_path)
         assert facts["bleu_sentences"] == sum(seen) / 2 == 1200
