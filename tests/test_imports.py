@@ -91,3 +91,11 @@ def test_command_modules_are_light(package: str) -> None:
             names = [node.module]
         for name in names:
             assert name.split(".")[0] in sys.stdlib_module_names, name
+
+
+def test_the_client_needs_httpx_only() -> None:
+    for name in ("client", "messages", "retry"):
+        for found in imports(ROOT / "gpt2_mt" / f"{name}.py"):
+            package = found.split(".")[0]
+            ours = found in ("gpt2_mt.messages", "gpt2_mt.retry")
+            assert ours or package == "httpx" or package in sys.stdlib_module_names
