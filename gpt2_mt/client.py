@@ -107,7 +107,7 @@ def translated(text: Texts, answer: httpx.Response) -> Any:
 class Client:
     """Blocking; threads may share one.
 
-    `timeout` is of each wait for the server, not of a call: a longer `timeout_s` needs a longer one.
+    `timeout` is of each wait for the server, not of a call; a long `timeout_s` needs a longer one.
     """
 
     def __init__(

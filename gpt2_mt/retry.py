@@ -1,4 +1,4 @@
-"""When a call is made again: after a full queue, a starting or stopping server, a failed connection.
+"""When a call is made again: a full queue, a starting or stopping server, a failed connection.
 
 An error flows in; the seconds to wait flow out, or it is raised under its name.
 """

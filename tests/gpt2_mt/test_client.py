@@ -104,7 +104,7 @@ def test_translate(client: Client, server: Any, sentences: list[str]) -> None:
 
 
 def test_generate_and_stream_agree(client: Client) -> None:
-    plain = client.generate(["The", "Das"], max_tokens=12, n=2, seed=3, logprobs=1)
+    plain = client.generate(["The", "Das"], max_tokens=12, min_tokens=2, n=2, seed=3, logprobs=1)
     assert len(plain) == 4
     for found in plain:
         assert found.logprobs is not None and len(found.logprobs[0].top) == 1
@@ -157,12 +157,14 @@ def test_an_error_within_a_stream_is_raised(
 
 
 def test_a_stream_that_is_closed_frees_its_slot(fake_server: Callable[..., Any]) -> None:
-    with fake_server(FakeDecoder(vocabulary=600, capacity=1024)) as server:
-        with Client(url(server)) as client:
-            chunks = client.stream("a", max_tokens=900, logit_bias={"0": -100})
-            next(chunks)
-            chunks.close()
-            server.wait_until_idle()
+    with (
+        fake_server(FakeDecoder(vocabulary=600, capacity=1024)) as server,
+        Client(url(server)) as client,
+    ):
+        chunks = client.stream("a", max_tokens=900, logit_bias={"0": -100})
+        next(chunks)
+        chunks.close()
+        server.wait_until_idle()
 
 
 def test_a_draining_server_is_not_ready(fake_server: Callable[..., Any]) -> None:
@@ -216,9 +218,11 @@ def test_async(server: Any, sentences: list[str]) -> None:
      (302, ServerFailed)],
 )  # fmt: skip
 def test_each_status_has_its_error(status: int, kind: type[Problem]) -> None:
-    with Client(transport=giving(busy(status)), retry=ONCE) as client:
-        with pytest.raises(kind) as caught:
-            client.languages()
+    with (
+        Client(transport=giving(busy(status)), retry=ONCE) as client,
+        pytest.raises(kind) as caught,
+    ):
+        client.languages()
     told = caught.value
     assert type(told) is kind and isinstance(told, ClientError)
     assert (told.status, told.code, told.request_id) == (status, "queue_full", "mine")
@@ -228,9 +232,11 @@ def test_each_status_has_its_error(status: int, kind: type[Problem]) -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"[1]", b'"x"', b"\xff"])
 def test_an_error_of_a_proxy(body: bytes) -> None:
-    with Client(transport=giving(httpx.Response(502, content=body))) as client:
-        with pytest.raises(ServerFailed, match="^502: Bad Gateway$") as caught:
-            client.models()
+    with (
+        Client(transport=giving(httpx.Response(502, content=body))) as client,
+        pytest.raises(ServerFailed, match="^502: Bad Gateway$") as caught,
+    ):
+        client.models()
     assert (caught.value.code, caught.value.param, caught.value.request_id) == ("", None, None)
 
 
@@ -241,9 +247,11 @@ def test_an_error_of_a_proxy(body: bytes) -> None:
      '{"languages": [{"code": "en", "name": "", "targets": "de"}]}', '{"languages": null}'],
 )  # fmt: skip
 def test_an_answer_of_another_service(body: str) -> None:
-    with Client(transport=giving(httpx.Response(200, text=body))) as client:
-        with pytest.raises(BadAnswer):
-            client.languages()
+    with (
+        Client(transport=giving(httpx.Response(200, text=body))) as client,
+        pytest.raises(BadAnswer),
+    ):
+        client.languages()
 
 
 def test_another_number_of_translations() -> None:
@@ -288,16 +296,20 @@ def test_without_a_wish_pauses_double(waits: list[float]) -> None:
 
 
 def test_attempts_and_time_are_bounded(waits: list[float]) -> None:
-    with Client(transport=giving(*[busy() for _ in range(4)])) as client:
-        with pytest.raises(Unavailable):
-            client.languages()
+    with (
+        Client(transport=giving(*[busy() for _ in range(4)])) as client,
+        pytest.raises(Unavailable),
+    ):
+        client.languages()
     assert len(waits) == 3
     with Client(transport=giving(busy(503, "61"))) as client, pytest.raises(Unavailable):
         client.languages()
     refused = [httpx.ConnectError("refused") for _ in range(2)]
-    with Client(transport=giving(*refused), retry=Retry(attempts=2)) as client:
-        with pytest.raises(ConnectionFailed, match="refused") as caught:
-            client.languages()
+    with (
+        Client(transport=giving(*refused), retry=Retry(attempts=2)) as client,
+        pytest.raises(ConnectionFailed, match="refused") as caught,
+    ):
+        client.languages()
     assert isinstance(caught.value.__cause__, httpx.ConnectError) and len(waits) == 4
 
 
@@ -320,9 +332,11 @@ def test_a_stream_is_retried_before_its_first_event_only(waits: list[float]) -> 
         with pytest.raises(ConnectionFailed, match="broke off"):
             next(chunks)
     told = 'data: {"error":{"status":503,"code":"not_ready","detail":"bye","request_id":"x"}}\n\n'
-    with Client(transport=giving(httpx.Response(200, text=told))) as client:
-        with pytest.raises(Unavailable, match="503 not_ready: bye"):
-            next(client.stream("a"))
+    with (
+        Client(transport=giving(httpx.Response(200, text=told))) as client,
+        pytest.raises(Unavailable, match="503 not_ready: bye"),
+    ):
+        next(client.stream("a"))
     assert len(waits) == 3
 
 
