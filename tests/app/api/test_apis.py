@@ -108,7 +108,7 @@ def test_apis_can_be_switched_off(fake_server: Callable[..., Any]) -> None:
 
 def test_the_lines_of_the_readme_work(server: Any) -> None:
     text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```python\n(.*?)```", text, re.S)
+    block = re.search(r"```python\n(LibreTranslateAPI.*?)```", text, re.S)
     assert block is not None
     names = {"LibreTranslateAPI": LibreTranslateAPI, "deepl": deepl, "openai": openai,
              "huggingface_hub": huggingface_hub}  # fmt: skip
