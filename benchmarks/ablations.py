@@ -248,9 +248,9 @@ def figure(results: Results, direction: str, metric: str) -> float:
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and half the range."""
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.fmean(values):,.{digits}f} ± {half:.{digits}f}"
+    """Mean and half the range, where there are several."""
+    mean, half = f"{statistics.fmean(values):,.{digits}f}", (max(values) - min(values)) / 2
+    return f"{mean} ± {half:.{digits}f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
