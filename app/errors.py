@@ -49,6 +49,30 @@ class BadForm(AppError):
     title = "The body is not a valid form"
 
 
+class KeyMissing(AppError):
+    status = 401
+    code = "key_missing"
+    title = "An API key is needed"
+
+
+class KeyWrong(AppError):
+    status = 401
+    code = "key_wrong"
+    title = "The API key is not valid"
+
+
+class RateLimited(AppError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests for this key"
+
+
+class QuotaExceeded(AppError):
+    status = 429
+    code = "quota_exceeded"
+    title = "The day's characters of this key are used up"
+
+
 class NotFound(AppError):
     status = 404
     code = "not_found"
@@ -71,6 +95,12 @@ class SettingsError(AppError):
 
     code = "bad_setting"
     title = "A setting is not valid"
+
+
+class KeysError(SettingsError):
+    """A file of API keys that cannot be used."""
+
+    code = "bad_keys"
 
 
 class InvalidField(AppError):

@@ -7,10 +7,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
+from app.access import Access
 from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
@@ -27,12 +30,18 @@ APIS = {
     "tgi": tgi,
     "inference_protocol": inference_protocol,
 }
+_CORS: Any = {
+    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+    "expose_headers": ["Retry-After", "Server-Timing", "X-Request-ID"],
+}
 log = logging.getLogger("app.main")
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; requests are answered once its lifespan has begun."""
-    state = State(Metrics(), settings.default_timeout_s, settings.max_timeout_s)
+    access = Access(settings.api_keys)
+    state = State(Metrics(), access, settings.default_timeout_s, settings.max_timeout_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(APIS[name].router)
         state.dialects.speak(APIS[name].router, APIS[name].tell)
     install(app, state.dialects)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     describe(app)
     app.add_middleware(
         RequestContext,

@@ -5,8 +5,8 @@ The server and the commands that run in process both open one; `start` and `stop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,6 +60,14 @@ class Service:
     translator: Translator
     generator: Generator
     limits: TaskLimits
+
+    def metered(self, charge: Callable[[int], None]) -> Service:
+        """The same for one caller, whose characters are counted."""
+        return replace(
+            self,
+            translator=self.translator.metered(charge),
+            generator=self.generator.metered(charge),
+        )
 
     @classmethod
     def open(cls, path: Path, options: ServiceOptions, metrics: Metrics) -> Service:

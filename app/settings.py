@@ -60,12 +60,18 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
     max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
+    api_keys: Path | None = Field(
+        None, description="File of API keys, made by `gpt2-mt keys`. Left out: nobody needs one."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web pages of other origins that may call, with commas between; *: any."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(
         get_args(Api), description="APIs of other servers that are spoken too, with commas between."
     )
 
-    @field_validator("apis", mode="before")
+    @field_validator("apis", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):

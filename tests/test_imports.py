@@ -28,7 +28,7 @@ FLOORS = [
     {"app.service"},
     {"app.tasks"},
     {"app.engine", "app.text"},
-    {"app.bundle", "app.metrics", "app.settings"},
+    {"app.access", "app.bundle", "app.metrics", "app.settings"},
     {"app.errors", "app.graph"},
 ]
 

@@ -1,9 +1,10 @@
 """DeepL's API over the translation task: /v2/translate, /v2/languages, /v2/usage.
 
-Bodies are JSON or forms; any key is accepted. Codes are upper case, English and Portuguese targets
-have a region, which changes nothing here. `context`, `split_sentences` and `preserve_formatting`
-are taken and change nothing; what would have to change the answer and cannot (glossaries,
-formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
+Bodies are JSON or forms; without a file of keys any key is accepted. Codes are upper case, English
+and Portuguese targets have a region, which changes nothing here. `context`, `split_sentences` and
+`preserve_formatting` are taken and change nothing; what would have to change the answer and cannot
+(glossaries, formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a
+wrong field.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api.access import CallerOf, ServiceOf
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
-from app.api.state import ServiceOf, StateOf
+from app.api.state import StateOf
 from app.api.streams import server_timing
-from app.errors import AppError, InvalidField, UnknownLanguage
+from app.errors import (
+    AppError,
+    InvalidField,
+    KeyMissing,
+    KeyWrong,
+    QuotaExceeded,
+    UnknownLanguage,
+)
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, TranslateOptions, Translation
@@ -72,6 +81,10 @@ class LanguagesFields(BaseModel):
 
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
+    if isinstance(error, KeyMissing | KeyWrong):
+        return 403, {"message": f"Forbidden: {error.detail}"}
+    if isinstance(error, QuotaExceeded):
+        return 456, {"message": f"Quota exceeded: {error.detail}"}
     return 400 if error.status == 422 else error.status, {"message": detail(error)}
 
 
@@ -95,7 +108,6 @@ async def translate(
         unchanged=True,
     )
     result = await unless_gone(request, work)
-    state.characters += sum(map(len, fields.text))
     response.headers["Server-Timing"] = server_timing(result.timing)
     response.headers["X-Trace-ID"] = request.scope["state"]["request_id"]
     told = zip(fields.text, result.translations, strict=True)
@@ -124,9 +136,12 @@ async def languages(request: Request, service: ServiceOf) -> list[dict[str, Any]
     return found
 
 
-@router.get("/usage", summary="Characters translated since the server started; there is no limit")
-async def usage(state: StateOf) -> dict[str, int]:
-    return {"character_count": state.characters, "character_limit": _UNLIMITED}
+@router.get("/usage", summary="The caller's characters of today, or of all days if without limit")
+async def usage(caller: CallerOf) -> dict[str, int]:
+    quota = caller.key.characters_per_day
+    if quota is None:
+        return {"character_count": caller.characters, "character_limit": _UNLIMITED}
+    return {"character_count": caller.today, "character_limit": quota}
 
 
 def _refuse(fields: TranslateFields) -> None:

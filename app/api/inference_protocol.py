@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from app.api.health import live as alive
 from app.api.openapi import shaped
 from app.api.problems import detail
-from app.api.state import ServiceOf, StateOf
+from app.api.state import ReadyOf, StateOf
 from app.errors import AppError, UnknownModel
 from app.service import Service
 
@@ -32,7 +32,7 @@ async def live(state: StateOf) -> dict[str, bool]:
 
 
 @router.get("/health/ready", summary="Ready for requests")
-async def ready(service: ServiceOf) -> dict[str, bool]:
+async def ready(service: ReadyOf) -> dict[str, bool]:
     return {"ready": True}
 
 
@@ -42,7 +42,7 @@ async def server(request: Request) -> dict[str, Any]:
 
 
 @router.get("/models/{name}", summary="The model")
-async def model(name: str, service: ServiceOf) -> dict[str, Any]:
+async def model(name: str, service: ReadyOf) -> dict[str, Any]:
     _check(name, service)
     return {
         "name": name,
@@ -53,7 +53,7 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 
 
 @router.get("/models/{name}/ready", summary="Whether the model is ready")
-async def model_ready(name: str, service: ServiceOf) -> dict[str, Any]:
+async def model_ready(name: str, service: ReadyOf) -> dict[str, Any]:
     _check(name, service)
     return {"name": name, "ready": True}
 

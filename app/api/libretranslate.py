@@ -11,15 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import ServiceOf, key_in_body
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, media_type, unless_gone
-from app.api.state import ServiceOf, StateOf
+from app.api.state import ReadyOf, StateOf
 from app.api.streams import server_timing
-from app.errors import AppError, InvalidField, QueueFull, UnknownLanguage
+from app.errors import (
+    AppError,
+    InvalidField,
+    KeyMissing,
+    KeyWrong,
+    QueueFull,
+    UnknownLanguage,
+)
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, BOUNDS, TranslateOptions, Translation
@@ -65,11 +73,17 @@ class _Ask:
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
     if isinstance(error, QueueFull):
         return 429, {"error": f"Slowdown: {error.detail}"}
+    if isinstance(error, KeyWrong):
+        return 403, {"error": "Invalid API key"}
+    if isinstance(error, KeyMissing):
+        return 400, {"error": "Please contact the server operator to get an API key"}
     status = 400 if error.status in (400, 415, 422) else error.status
     return status, {"error": detail(error)}
 
 
-router = APIRouter(tags=["LibreTranslate"], responses=shaped(tell))
+router = APIRouter(
+    tags=["LibreTranslate"], responses=shaped(tell), dependencies=[Depends(key_in_body)]
+)
 
 
 @router.post(
@@ -117,7 +131,7 @@ async def detect(request: Request, service: ServiceOf) -> list[dict[str, Any]]:
 
 
 @router.get("/languages", summary="Languages, as LibreTranslate tells them")
-async def languages(service: ServiceOf) -> list[dict[str, Any]]:
+async def languages(service: ReadyOf) -> list[dict[str, Any]]:
     manifest = service.bundle.manifest
     return [
         {
@@ -130,14 +144,14 @@ async def languages(service: ServiceOf) -> list[dict[str, Any]]:
 
 
 @router.get("/frontend/settings", summary="What LibreTranslate tells its web page")
-async def frontend_settings(service: ServiceOf) -> dict[str, Any]:
+async def frontend_settings(state: StateOf, service: ReadyOf) -> dict[str, Any]:
     names = list(service.bundle.manifest.languages.items())
     code, name = names[1] if len(names) > 1 else names[0]
     return {
         "charLimit": service.limits.max_characters,
         "frontendTimeout": _FRONTEND_TIMEOUT_MS,
-        "apiKeys": False,
-        "keyRequired": False,
+        "apiKeys": state.access.closed,
+        "keyRequired": state.access.closed,
         "suggestions": False,
         "filesTranslation": False,
         "supportedFilesFormat": [],

@@ -15,11 +15,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.access import ServiceOf
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.schemas import Bias, ModelAnswer, Real, Stops, Texts, TokenId, within
-from app.api.state import ServiceOf, StateOf
+from app.api.state import StateOf
 from app.api.streams import EventStream, server_timing
 from app.api.v1 import model_of
 from app.errors import AppError, InvalidField, UnknownModel

@@ -276,6 +276,16 @@ class LanguagesAnswer(_Answer):
     languages: list[LanguageAnswer]
 
 
+class KeyUsageAnswer(_Answer):
+    name: str
+    requests: int
+    characters: int
+    characters_today: int
+    resets_s: float = Field(description="Until midnight UTC.")
+    requests_per_minute: int | None = Field(description="null: no limit.")
+    characters_per_day: int | None = Field(description="null: no limit.")
+
+
 class HealthAnswer(_Answer):
     status: Literal["ok"] = "ok"
 

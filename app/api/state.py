@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.access import Access
 from app.api.dialects import Dialects
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
@@ -16,13 +17,15 @@ from app.tasks.job import Deadline
 class State:
     """Filled by the lifespan: `service` is None until the model is loaded."""
 
-    def __init__(self, metrics: Metrics, default_timeout_s: float, max_timeout_s: float) -> None:
+    def __init__(
+        self, metrics: Metrics, access: Access, default_timeout_s: float, max_timeout_s: float
+    ) -> None:
         self.metrics = metrics
+        self.access = access
         self.dialects = Dialects()
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
-        self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False
 
@@ -63,9 +66,9 @@ def state_of(request: Request) -> State:
     return state
 
 
-def service_of(state: Annotated[State, Depends(state_of)]) -> Service:
+def ready_of(state: Annotated[State, Depends(state_of)]) -> Service:
     return state.ready()
 
 
 StateOf = Annotated[State, Depends(state_of)]
-ServiceOf = Annotated[Service, Depends(service_of)]
+ReadyOf = Annotated[Service, Depends(ready_of)]  # for anybody; else app.api.access.ServiceOf

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.api import examples
+from app.api.access import CallerOf, ServiceOf
 from app.api.openapi import errors
 from app.api.problems import members
 from app.api.requests import require_json, unless_gone
@@ -19,6 +20,7 @@ from app.api.schemas import (
     GenerateRequest,
     GenerationAnswer,
     GlossaryAnswer,
+    KeyUsageAnswer,
     LanguageAnswer,
     LanguagesAnswer,
     LikelyToken,
@@ -33,7 +35,7 @@ from app.api.schemas import (
     TranslationAnswer,
     UsageAnswer,
 )
-from app.api.state import ServiceOf, StateOf
+from app.api.state import StateOf
 from app.api.streams import EventStream, server_timing
 from app.engine.request import Timing
 from app.errors import (
@@ -140,6 +142,20 @@ async def generate(
         usage=_usage(result.usage),
         timing=_timing(result.timing),
         model=service.bundle.manifest.name,
+    )
+
+
+@router.get("/usage", summary="What the caller's key may do and has done")
+async def usage(caller: CallerOf) -> KeyUsageAnswer:
+    """Counted by this process since it started; days are those of UTC."""
+    return KeyUsageAnswer(
+        name=caller.key.name,
+        requests=caller.requests,
+        characters=caller.characters,
+        characters_today=caller.today,
+        resets_s=caller.resets_s,
+        requests_per_minute=caller.key.requests_per_minute,
+        characters_per_day=caller.key.characters_per_day,
     )
 
 

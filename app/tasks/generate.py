@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -156,6 +156,10 @@ class Generator:
         self._tokenizer = tokenizer
         self._limits = limits
 
+    def metered(self, charge: Callable[[int], None]) -> Generator:
+        """The same, with the characters of each request told before it is worked on."""
+        return Generator(self._engine, self._tokenizer, replace(self._limits, charge=charge))
+
     async def run(
         self,
         prompts: str | Sequence[str],
@@ -199,7 +203,8 @@ class Generator:
                 "generations are allowed",
                 param="n",
             )
-        if sum(map(len, items)) > INLINE_CHARACTERS:
+        self._limits.charge(characters := sum(map(len, items)))
+        if characters > INLINE_CHARACTERS:
             requests = await asyncio.to_thread(self._requests, items, fields, options)
         else:
             requests = self._requests(items, fields, options)

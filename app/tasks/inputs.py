@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.errors import InvalidField, TooLong
@@ -10,6 +10,10 @@ from app.text.tokenizer import check_text
 
 # Below this many characters preparing a request is quicker than handing it to another thread.
 INLINE_CHARACTERS = 2000
+
+
+def free(characters: int) -> None:
+    """What a request costs that nobody counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class TaskLimits:
     max_characters: int = 100_000
     max_pieces: int = 2048  # sentences that a request's texts are cut into
     slots: int = 8  # sequences side by side: the largest beam
+    charge: Callable[[int], None] = free  # is told the characters to be read, and may refuse
 
 
 @dataclass(frozen=True, slots=True)

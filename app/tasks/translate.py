@@ -11,8 +11,9 @@ one of each piece, the next of the second best, and so on.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.bundle import Manifest
@@ -106,6 +107,12 @@ class Translator:
         self._retry = retry
         self._shortlist = shortlist
 
+    def metered(self, charge: Callable[[int], None]) -> Translator:
+        """The same, with the characters of each request told before it is worked on."""
+        other = copy.copy(self)
+        other._limits = replace(self._limits, charge=charge)
+        return other
+
     async def run(
         self,
         texts: str | Sequence[str],
@@ -192,6 +199,7 @@ class Translator:
         if options.prefix and not isinstance(texts, str):
             raise InvalidField("prefix belongs to one text: text is an array", param="prefix")
         check_texts(options.prefix, self._limits, "prefix")
+        self._limits.charge(sum(map(len, items)))
         if sum(map(len, items)) + len(options.prefix) > INLINE_CHARACTERS:
             return await asyncio.to_thread(self._plan, items, fields, source, target, options)
         return self._plan(items, fields, source, target, options)
