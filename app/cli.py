@@ -39,8 +39,9 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "serve",
         help="serve a bundle over HTTP",
-        description="Serve a bundle over HTTP. Every setting can also be given as an environment\n"
-        "variable: GPT2MT_ and its name, such as GPT2MT_SLOTS or GPT2MT_MAX_QUEUE.",
+        description="Serve a bundle over HTTP. A setting is taken from the command line, else\n"
+        "from an environment variable (GPT2MT_ and its name, such as GPT2MT_SLOTS), else from\n"
+        "the file of settings. SIGHUP reads changed bundles in without dropping a request.",
         epilog="example:\n  gpt2-mt serve --host 0.0.0.0 --port 8000\n"
         "  curl localhost:8000/v1/translate -H 'Content-Type: application/json' \\\n"
         '    -d \'{"text": "Good morning!", "source": "en", "target": "de"}\'',
@@ -52,6 +53,13 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--config", metavar="PATH", help="TOML file of settings")
+    parser.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="any setting; may be given repeatedly"
+    )
+    parser.add_argument(
+        "--show-config", action="store_true", help="print all settings and where they are from"
+    )
     parser.set_defaults(run=serve)
 
 

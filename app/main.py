@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe
 from app.api.state import State
+from app.catalog import Catalog
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
@@ -45,10 +47,16 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = await asyncio.to_thread(_open, settings, state.metrics)
-        state.service = service
-        name = service.bundle.manifest.name
-        log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
+        catalog = Catalog(
+            [settings.bundle, *settings.bundles],
+            lambda path: _open(path, settings, state.metrics),
+            settings.drain_s,
+        )
+        await asyncio.to_thread(catalog.load)
+        state.catalog = catalog
+        for service in catalog.services:
+            name = service.bundle.manifest.name
+            log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
 
@@ -80,11 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _open(settings: Settings, metrics: Metrics) -> Service:
-    service = Service.open(settings.bundle, ServiceOptions.of(dict(settings)), metrics)
-    service.detector.load()
-    service.engine.start()
-    return service
+def _open(path: Path, settings: Settings, metrics: Metrics) -> Service:
+    return Service.open(path, ServiceOptions.of(dict(settings)), metrics)
 
 
 def _version() -> str:

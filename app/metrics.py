@@ -62,6 +62,25 @@ class TokenHistogram(Collector):
         )
 
 
+class SharedGauge:
+    """A gauge of what several engines have together; each sets its own part."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._parts: dict[object, float] = {}
+        self._lock = Lock()
+
+    def set(self, owner: object, value: float) -> None:
+        with self._lock:
+            self._parts[owner] = value
+            self._gauge.set(sum(self._parts.values()))
+
+    def drop(self, owner: object) -> None:
+        with self._lock:
+            self._parts.pop(owner, None)
+            self._gauge.set(sum(self._parts.values()))
+
+
 class Metrics:
     """The service's instruments; `render` gives the text exposition format."""
 
@@ -86,9 +105,16 @@ class Metrics:
             "gpt2mt_http_requests_in_flight", "Requests being answered now.", registry=r
         )
         # Engine
-        self.queue_depth = Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
-        self.active_slots = Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
-        self.slots = Gauge("gpt2mt_slots", "KV slots there are.", registry=r)
+        self.queue_depth = SharedGauge(
+            Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
+        )
+        self.active_slots = SharedGauge(
+            Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
+        )
+        self.slots = SharedGauge(Gauge("gpt2mt_slots", "KV slots there are.", registry=r))
+        self.reloads = Counter(
+            "gpt2mt_reloads", "Reloads of the bundles, by what came of it.", ["result"], registry=r
+        )
         self.batch_size = Histogram(
             "gpt2mt_decode_batch_size", "Rows of a decode run.", buckets=_SIZES, registry=r
         )

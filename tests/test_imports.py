@@ -25,6 +25,7 @@ FLOORS = [
     {"app.commands"},
     {"app.main"},
     {"app.api"},
+    {"app.catalog"},
     {"app.service"},
     {"app.tasks"},
     {"app.engine", "app.text"},

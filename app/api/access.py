@@ -24,11 +24,36 @@ async def caller_of(request: Request, state: Annotated[State, Depends(state_of)]
 CallerOf = Annotated[Caller, Depends(caller_of)]
 
 
-def service_of(caller: CallerOf, state: Annotated[State, Depends(state_of)]) -> Service:
-    return state.ready().metered(caller.charge)
+class Services:
+    """The services as this request's caller has them."""
+
+    def __init__(self, request: Request, caller: Caller, state: State) -> None:
+        self._request, self._caller, self._state = request, caller, state
+
+    def named(self, name: str | None, *, param: str = "model") -> Service:
+        """The one of that name, or the first; raises UnknownModel, NotReady."""
+        service = self._state.lease(self._request.scope, name, param=param)
+        return service.metered(self._caller.charge)
+
+    def all(self) -> list[Service]:
+        return self._state.ready().services
 
 
-ServiceOf = Annotated[Service, Depends(service_of)]
+def services_of(
+    request: Request, caller: CallerOf, state: Annotated[State, Depends(state_of)]
+) -> Services:
+    state.ready()  # before anything is said of the body
+    return Services(request, caller, state)
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]
+
+
+def service_of(services: ServicesOf) -> Service:
+    return services.named(None)
+
+
+ServiceOf = Annotated[Service, Depends(service_of)]  # where no model is named
 
 
 async def key_in_body(request: Request, state: Annotated[State, Depends(state_of)]) -> None:

@@ -57,6 +57,8 @@ class RequestContext:
         try:
             await self._answer(exchange, scope, receive)
         finally:
+            for lease in scope["state"].pop("leases", ()):
+                lease.close()
             self._metrics.requests_in_flight.dec()
             self._record(exchange, scope)
 

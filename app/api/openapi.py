@@ -20,6 +20,7 @@ from app.errors import (
     NotReady,
     QueueFull,
     RequestTimeout,
+    UnknownModel,
     UnsupportedMediaType,
 )
 
@@ -37,6 +38,7 @@ _SAMPLES: dict[type[AppError], AppError] = {
     UnsupportedMediaType: UnsupportedMediaType(
         "Content-Type is text/plain: send application/json", param="Content-Type"
     ),
+    UnknownModel: UnknownModel("there is no model 'x'; here are 'gpt2-mt-mini'", param="model"),
     InvalidField: InvalidField('top_p is "0.9": Input should be a valid number', param="top_p"),
     QueueFull: QueueFull("2048 sequences are waiting; the limit is 2048", retry_after_s=3),
     NotReady: NotReady("the model is being loaded", retry_after_s=1),

@@ -55,6 +55,11 @@ TimeoutS = Annotated[
 ]
 
 
+ModelName = Annotated[
+    str | None, Field(description="A name of `/v1/models`; left out: the first of them.")
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -64,6 +69,7 @@ class _Answer(BaseModel):
 
 
 class TranslateRequest(_Request):
+    model: ModelName = None
     text: Texts = Field(
         description="One text or several. Line breaks and the space around sentences are kept; "
         "blank items and texts without letters come back as they are."
@@ -105,6 +111,7 @@ class TranslateRequest(_Request):
 
 
 class GenerateRequest(_Request):
+    model: ModelName = None
     prompt: Texts = Field(description="One prompt or several.")
     max_tokens: Annotated[int, within(BOUNDS["max_tokens"])] = Field(
         128, description="At most the context's rest."

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from app.access import Access
 from app.api.dialects import Dialects
+from app.catalog import Catalog
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
@@ -15,7 +17,7 @@ from app.tasks.job import Deadline
 
 
 class State:
-    """Filled by the lifespan: `service` is None until the model is loaded."""
+    """Filled by the lifespan: `catalog` is None until the models are loaded."""
 
     def __init__(
         self, metrics: Metrics, access: Access, default_timeout_s: float, max_timeout_s: float
@@ -25,26 +27,32 @@ class State:
         self.dialects = Dialects()
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
-        self.service: Service | None = None
+        self.catalog: Catalog | None = None
         self.draining = False
         self._drained = False
 
     def drain(self, timeout_s: float) -> None:
         """Refuse new requests and return when the others have ended; once, then it does nothing."""
         self.draining = True
-        if self.service is not None and not self._drained:
+        if self.catalog is not None and not self._drained:
             self._drained = True
-            self.service.engine.stop(drain=True, timeout_s=timeout_s)
+            self.catalog.stop(timeout_s=timeout_s)
 
-    def ready(self) -> Service:
-        """The service, if it takes requests now."""
-        if self.service is None:
+    def ready(self) -> Catalog:
+        """The services, if they take requests now."""
+        if self.catalog is None:
             raise NotReady("the model is being loaded", retry_after_s=1)
         if self.draining:
             raise shutting_down()
-        if not self.service.engine.alive:
+        if not all(service.engine.alive for service in self.catalog.services):
             raise NotReady("the engine has stopped", retry_after_s=30)
-        return self.service
+        return self.catalog
+
+    def lease(self, scope: Scope, name: str | None = None, *, param: str = "model") -> Service:
+        """The service of that name, or the first, until the request has been answered."""
+        lease = self.ready().lease(name, param=param)
+        scope["state"].setdefault("leases", []).append(lease)
+        return lease.service
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         if timeout_s is None:
@@ -67,8 +75,9 @@ def state_of(request: Request) -> State:
 
 
 def ready_of(state: Annotated[State, Depends(state_of)]) -> Service:
-    return state.ready()
+    return state.ready().first
 
 
 StateOf = Annotated[State, Depends(state_of)]
-ReadyOf = Annotated[Service, Depends(ready_of)]  # for anybody; else app.api.access.ServiceOf
+# For anybody, and to tell of it only; work needs app.api.access.ServiceOf.
+ReadyOf = Annotated[Service, Depends(ready_of)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.api import examples
-from app.api.access import CallerOf, ServiceOf
+from app.api.access import CallerOf, ServicesOf
 from app.api.openapi import errors
 from app.api.problems import members
 from app.api.requests import require_json, unless_gone
@@ -46,6 +46,7 @@ from app.errors import (
     NotReady,
     QueueFull,
     RequestTimeout,
+    UnknownModel,
     UnsupportedMediaType,
 )
 from app.service import Service
@@ -61,6 +62,7 @@ POST_ERRORS = errors(
     RequestTimeout,
     BodyTooLarge,
     UnsupportedMediaType,
+    UnknownModel,
     InvalidField,
     QueueFull,
     DeadlineExceeded,
@@ -81,9 +83,10 @@ async def translate(
     request: Request,
     response: Response,
     state: StateOf,
-    service: ServiceOf,
+    services: ServicesOf,
 ) -> TranslateAnswer:
     """Answers stand in the order of the texts; all sentences are batched together."""
+    service = services.named(body.model)
     deadline = state.deadline(body.timeout_s)
     options = TranslateOptions(
         body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch,
@@ -112,11 +115,12 @@ async def generate(
     request: Request,
     response: Response,
     state: StateOf,
-    service: ServiceOf,
+    services: ServicesOf,
 ) -> GenerateAnswer | Response:
     """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, with
     `logprobs` those of the text's tokens as well, and the last one is `[DONE]`; an error after the
     first event comes as `{"error": {...}}`."""
+    service = services.named(body.model)
     deadline = state.deadline(body.timeout_s)
     options = _options(body)
     if body.stream:
@@ -159,14 +163,19 @@ async def usage(caller: CallerOf) -> KeyUsageAnswer:
     )
 
 
-@router.get("/models", summary="The model that is served", responses=errors(NotReady))
-async def models(service: ServiceOf) -> ModelsAnswer:
-    return ModelsAnswer(data=[model_of(service)])
+@router.get("/models", summary="The models that are served", responses=errors(NotReady))
+async def models(services: ServicesOf) -> ModelsAnswer:
+    """The first one answers where none is named."""
+    return ModelsAnswer(data=[model_of(service) for service in services.all()])
 
 
-@router.get("/languages", summary="Languages and their targets", responses=errors(NotReady))
-async def languages(service: ServiceOf) -> LanguagesAnswer:
-    manifest = service.bundle.manifest
+@router.get(
+    "/languages",
+    summary="Languages and their targets",
+    responses=errors(UnknownModel, NotReady),
+)
+async def languages(services: ServicesOf, model: str | None = None) -> LanguagesAnswer:
+    manifest = services.named(model).bundle.manifest
     return LanguagesAnswer(
         languages=[
             LanguageAnswer(

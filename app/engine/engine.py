@@ -111,7 +111,7 @@ class Engine:
             running = [Running(one, capacity, now, job, batch) for one in requests]
             self._inbox += running
             self._live.update(running)
-            self._instruments.queue_depth.set(self._queued())
+            self._instruments.waiting(self._queued())
             self._wake.notify()
         return [Ticket(self, one) for one in running]
 
@@ -148,7 +148,7 @@ class Engine:
             left = list(self._live)
         for running in left:
             self._tell(running, Failed(error))
-        self._instruments.idle()
+        self._instruments.ended()
 
     def _loop(self) -> None:
         """Steps while there is work, sleep while there is none; returns when stopped."""
@@ -193,9 +193,7 @@ class _Instruments:
     """The engine's metrics, label look-ups done once."""
 
     def __init__(self, metrics: Metrics, slots: int) -> None:
-        metrics.slots.set(slots)
-        self.queue_depth = metrics.queue_depth
-        self._active = metrics.active_slots
+        metrics.slots.set(self, slots)
         self._metrics = metrics
         self._failures = {p: metrics.run_failures.labels(p) for p in PHASES}
         reasons = (*get_args(FinishReason), "deadline", "failed")
@@ -231,9 +229,16 @@ class _Instruments:
         self._ends[reason].inc()
 
     def load(self, scheduler: Scheduler) -> None:
-        self.queue_depth.set(scheduler.waiting)
-        self._active.set(scheduler.active)
+        self.waiting(scheduler.waiting)
+        self._metrics.active_slots.set(self, scheduler.active)
+
+    def waiting(self, count: int) -> None:
+        self._metrics.queue_depth.set(self, count)
 
     def idle(self) -> None:
-        self.queue_depth.set(0)
-        self._active.set(0)
+        self.waiting(0)
+        self._metrics.active_slots.set(self, 0)
+
+    def ended(self) -> None:
+        for gauge in (self._metrics.slots, self._metrics.queue_depth, self._metrics.active_slots):
+            gauge.drop(self)
