@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +21,7 @@ from app.api.state import State
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
+from app.tracing import tracing_of
 
 APIS = {
     "libretranslate": libretranslate,
@@ -33,6 +36,8 @@ log = logging.getLogger("app.main")
 def create_app(settings: Settings) -> FastAPI:
     """The application; requests are answered once its lifespan has begun."""
     state = State(Metrics(), settings.default_timeout_s, settings.max_timeout_s)
+    state.metrics.build_info.labels(_version(), platform.python_version()).set(1)
+    tracing = tracing_of(os.environ, _version())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
         log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app: FastAPI = FastAPIOffline(  # /docs needs no network
         title="gpt2-mt",
@@ -65,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         paths=frozenset(app.openapi()["paths"]),
+        tracing=tracing,
     )
     return app
 

@@ -18,6 +18,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -85,10 +86,30 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "gpt2mt_http_requests_in_flight", "Requests being answered now.", registry=r
         )
+        self.request_errors = Counter(
+            "gpt2mt_request_errors",
+            "Errors told to callers, in an answer or at the end of a stream, by their code.",
+            ["endpoint", "code"],
+            registry=r,
+        )
+        self.ready = Gauge("gpt2mt_ready", "1 while requests are taken.", registry=r)
+        self.live = Gauge("gpt2mt_live", "0 once the engine has died.", registry=r)
         # Engine
         self.queue_depth = Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
+        self.queue_limit = Gauge(
+            "gpt2mt_queue_limit", "Waiting sequences before requests are refused.", registry=r
+        )
         self.active_slots = Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
         self.slots = Gauge("gpt2mt_slots", "KV slots there are.", registry=r)
+        self.cache_bytes = Gauge(
+            "gpt2mt_kv_cache_bytes", "Memory of the KV cache, used or not.", registry=r
+        )
+        self.cache_tokens = Gauge(
+            "gpt2mt_kv_cache_tokens", "Tokens of the sequences in slots.", registry=r
+        )
+        self.cache_tokens_limit = Gauge(
+            "gpt2mt_kv_cache_tokens_limit", "Tokens that all slots have room for.", registry=r
+        )
         self.batch_size = Histogram(
             "gpt2mt_decode_batch_size", "Rows of a decode run.", buckets=_SIZES, registry=r
         )
@@ -151,6 +172,13 @@ class Metrics:
         self.info = Gauge(
             "gpt2mt_model_info", "1, labelled with the bundle.", ["model", "precision"], registry=r
         )
+        self.build_info = Gauge(
+            "gpt2mt_build_info",
+            "1, labelled with the versions of the server and of Python.",
+            ["version", "python"],
+            registry=r,
+        )
+        ProcessCollector(registry=r)  # memory, CPU time, open files, start
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

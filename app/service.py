@@ -95,6 +95,7 @@ class Service:
             max_pieces=options.max_queue,  # more could never wait
             slots=cache.slots,
         )
+        metrics.cache_bytes.set(cache.bytes)
         metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         translating: EngineLike = engine
         if options.translation_cache:

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field("text", description="json: an object a line.")
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(
         get_args(Api), description="APIs of other servers that are spoken too, with commas between."
     )

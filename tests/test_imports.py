@@ -28,8 +28,8 @@ FLOORS = [
     {"app.service"},
     {"app.tasks"},
     {"app.engine", "app.text"},
-    {"app.bundle", "app.metrics", "app.settings"},
-    {"app.errors", "app.graph"},
+    {"app.bundle", "app.logs", "app.metrics", "app.settings", "app.tracing"},
+    {"app.errors", "app.graph", "app.record"},
 ]
 
 

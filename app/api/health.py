@@ -19,8 +19,7 @@ router = APIRouter(tags=["health"])
 @router.get("/health/live", summary="Alive", responses=errors(NotReady))
 async def live(state: StateOf) -> HealthAnswer:
     """200 unless the engine has died. Loading and draining are alive."""
-    service = state.service
-    if service is not None and not state.draining and not service.engine.alive:
+    if not state.live:
         raise NotReady("the engine has stopped", retry_after_s=30)
     return HealthAnswer()
 

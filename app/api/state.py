@@ -25,6 +25,8 @@ class State:
         self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False
+        metrics.live.set_function(lambda: self.live)
+        metrics.ready.set_function(lambda: self.live and not self.draining and bool(self.service))
 
     def drain(self, timeout_s: float) -> None:
         """Refuse new requests and return when the others have ended; once, then it does nothing."""
@@ -32,6 +34,11 @@ class State:
         if self.service is not None and not self._drained:
             self._drained = True
             self.service.engine.stop(drain=True, timeout_s=timeout_s)
+
+    @property
+    def live(self) -> bool:
+        """False once the engine has died. Loading and draining are alive."""
+        return self.service is None or self.draining or self.service.engine.alive
 
     def ready(self) -> Service:
         """The service, if it takes requests now."""

@@ -13,6 +13,7 @@ import uvicorn
 from app.api.state import State
 from app.bundle import Bundle
 from app.engine.memory import fit_cache
+from app.logs import configure
 from app.main import create_app
 from app.settings import Settings
 
@@ -62,9 +63,7 @@ def _in_background(work: Callable[[], None]) -> None:
 def run(args: argparse.Namespace) -> int:
     names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level")
     settings = Settings.load({name: getattr(args, name, None) for name in names})
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings.log_level, settings.log_format)
     # A bad bundle or too little memory is told in one line, before anything starts.
     manifest = Bundle.open(settings.bundle).manifest
     fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
@@ -75,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,  # it would log addresses; the middleware logs what is needed
+        ws="none",  # as would a refused WebSocket
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_S,
     )

@@ -58,7 +58,7 @@ class Engine:
         self._decoder = decoder
         self._max_queue = max_queue
         self._scheduler = Scheduler(decoder)
-        self._instruments = _Instruments(metrics, decoder.slots)
+        self._instruments = _Instruments(metrics, decoder, max_queue)
         self._log = logging.getLogger("app.engine")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wake = threading.Condition()
@@ -192,8 +192,10 @@ class Engine:
 class _Instruments:
     """The engine's metrics, label look-ups done once."""
 
-    def __init__(self, metrics: Metrics, slots: int) -> None:
-        metrics.slots.set(slots)
+    def __init__(self, metrics: Metrics, decoder: Decoder, max_queue: int) -> None:
+        metrics.slots.set(decoder.slots)
+        metrics.queue_limit.set(max_queue)
+        metrics.cache_tokens_limit.set(decoder.slots * decoder.capacity)
         self.queue_depth = metrics.queue_depth
         self._active = metrics.active_slots
         self._metrics = metrics
@@ -233,7 +235,9 @@ class _Instruments:
     def load(self, scheduler: Scheduler) -> None:
         self.queue_depth.set(scheduler.waiting)
         self._active.set(scheduler.active)
+        self._metrics.cache_tokens.set(scheduler.cached)
 
     def idle(self) -> None:
         self.queue_depth.set(0)
         self._active.set(0)
+        self._metrics.cache_tokens.set(0)
