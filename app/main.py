@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,7 @@ from app.catalog import Catalog
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
+from app.tracing import tracing_of
 
 APIS = {
     "libretranslate": libretranslate,
@@ -44,6 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The application; requests are answered once its lifespan has begun."""
     access = Access(settings.api_keys)
     state = State(Metrics(), access, settings.default_timeout_s, settings.max_timeout_s)
+    state.metrics.build_info.labels(_version(), platform.python_version()).set(1)
+    tracing = tracing_of(os.environ, _version())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,11 +59,14 @@ def create_app(settings: Settings) -> FastAPI:
         )
         await asyncio.to_thread(catalog.load)
         state.catalog = catalog
+        state.describe()
         for service in catalog.services:
             name = service.bundle.manifest.name
             log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
         await asyncio.to_thread(state.drain, settings.drain_s)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app: FastAPI = FastAPIOffline(  # /docs needs no network
         title="gpt2-mt",
@@ -84,6 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         paths=frozenset(app.openapi()["paths"]),
+        tracing=tracing,
     )
     return app
 

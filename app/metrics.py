@@ -18,6 +18,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -104,14 +105,29 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "gpt2mt_http_requests_in_flight", "Requests being answered now.", registry=r
         )
+        self.request_errors = Counter(
+            "gpt2mt_request_errors",
+            "Errors told to callers, in an answer or at the end of a stream, by their code.",
+            ["endpoint", "code"],
+            registry=r,
+        )
+        self.ready = Gauge("gpt2mt_ready", "1 while requests are taken.", registry=r)
+        self.live = Gauge("gpt2mt_live", "0 once the engine has died.", registry=r)
         # Engine
-        self.queue_depth = SharedGauge(
-            Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
+        self.shared: list[SharedGauge] = []
+        self.queue_depth = self._shared("queue_depth", "Sequences waiting for a slot.")
+        self.queue_limit = self._shared(
+            "queue_limit", "Waiting sequences before requests are refused."
         )
-        self.active_slots = SharedGauge(
-            Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
+        self.active_slots = self._shared("active_slots", "KV slots in use.")
+        self.slots = self._shared("slots", "KV slots there are.")
+        self.cache_bytes = Gauge(
+            "gpt2mt_kv_cache_bytes", "Memory of the KV cache, used or not.", registry=r
         )
-        self.slots = SharedGauge(Gauge("gpt2mt_slots", "KV slots there are.", registry=r))
+        self.cache_tokens = self._shared("kv_cache_tokens", "Tokens of the sequences in slots.")
+        self.cache_tokens_limit = self._shared(
+            "kv_cache_tokens_limit", "Tokens that all slots have room for."
+        )
         self.reloads = Counter(
             "gpt2mt_reloads", "Reloads of the bundles, by what came of it.", ["result"], registry=r
         )
@@ -177,6 +193,18 @@ class Metrics:
         self.info = Gauge(
             "gpt2mt_model_info", "1, labelled with the bundle.", ["model", "precision"], registry=r
         )
+        self.build_info = Gauge(
+            "gpt2mt_build_info",
+            "1, labelled with the versions of the server and of Python.",
+            ["version", "python"],
+            registry=r,
+        )
+        ProcessCollector(registry=r)  # memory, CPU time, open files, start
+
+    def _shared(self, name: str, documentation: str) -> SharedGauge:
+        gauge = SharedGauge(Gauge(f"gpt2mt_{name}", documentation, registry=self.registry))
+        self.shared.append(gauge)
+        return gauge
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

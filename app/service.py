@@ -103,7 +103,6 @@ class Service:
             max_pieces=options.max_queue,  # more could never wait
             slots=cache.slots,
         )
-        metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         translating: EngineLike = engine
         if options.translation_cache:
             digest = "".join(entry.sha256 for entry in manifest.files.values())

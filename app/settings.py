@@ -72,6 +72,7 @@ class Settings(BaseSettings):
         (), description="Web pages of other origins that may call, with commas between; *: any."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field("text", description="json: an object a line.")
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(
         get_args(Api), description="APIs of other servers that are spoken too, with commas between."
     )

@@ -29,8 +29,8 @@ FLOORS = [
     {"app.service"},
     {"app.tasks"},
     {"app.engine", "app.text"},
-    {"app.access", "app.bundle", "app.metrics", "app.settings"},
-    {"app.errors", "app.graph"},
+    {"app.access", "app.bundle", "app.logs", "app.metrics", "app.settings", "app.tracing"},
+    {"app.errors", "app.graph", "app.record"},
 ]
 
 

@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from app.api.problems import of_body, of_router, problem, retry_after_s
 from app.errors import AppError
+from app.record import note_error
 
 Telling = Callable[[AppError], tuple[int, Any]]
 
@@ -38,6 +39,7 @@ class Dialects:
         errors: Sequence[Mapping[str, Any]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
+        note_error(error.code)
         path = getattr(scope.get("route"), "path", scope["path"])
         telling = self._by_path.get(str(path))
         if error.status == 401:

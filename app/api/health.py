@@ -19,8 +19,8 @@ router = APIRouter(tags=["health"])
 @router.get("/health/live", summary="Alive", responses=errors(NotReady))
 async def live(state: StateOf) -> HealthAnswer:
     """200 unless the engine has died. Loading and draining are alive."""
-    if state.catalog is not None and not state.draining:
-        state.ready()  # of both only a dead engine is left
+    if not state.live:
+        raise NotReady("the engine has stopped", retry_after_s=30)
     return HealthAnswer()
 
 

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -21,6 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.dialects import Dialects
 from app.api.state import State, shutting_down
 from app.errors import AppError, BodyTooLarge, RequestTimeout
+from app.logs import fields_of
+from app.record import Done, Record, current, trace_id_of
+from app.tracing import Tracing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -40,6 +42,7 @@ class RequestContext:
         max_body_bytes: int,
         body_timeout_s: float,
         paths: frozenset[str],
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._state = state
@@ -47,12 +50,17 @@ class RequestContext:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._paths = paths  # to name a request that was refused before it was routed
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self._state.dialects)
+        record = exchange.record
+        token, span = current.set(record), None
+        if self._tracing:
+            span = self._tracing.begin(record, Headers(scope=scope), scope["path"])
         self._metrics.requests_in_flight.inc()
         try:
             await self._answer(exchange, scope, receive)
@@ -60,7 +68,11 @@ class RequestContext:
             for lease in scope["state"].pop("leases", ()):
                 lease.close()
             self._metrics.requests_in_flight.dec()
-            self._record(exchange, scope)
+            done = self._done(exchange, scope)
+            self._tell(record, done)
+            if self._tracing and span:
+                self._tracing.end(span, record, done)
+            current.reset(token)
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
@@ -75,28 +87,39 @@ class RequestContext:
         except AppError as error:
             await exchange.fail(error, receive)
         except Exception:
-            log.exception("request %s failed", exchange.request_id)
+            log.exception("request %s failed", exchange.record.request_id)
             await exchange.fail(AppError("an unexpected error"), receive)
 
-    def _record(self, exchange: _Exchange, scope: Scope) -> None:
+    def _done(self, exchange: _Exchange, scope: Scope) -> Done:
         path = scope["path"] if scope["path"] in self._paths else "unmatched"
         route = getattr(scope.get("route"), "path", path)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         status = exchange.status if exchange.complete else _CLIENT_GONE
-        seconds = time.monotonic() - exchange.began
-        self._metrics.requests.labels(route, method, str(status)).inc()
-        self._metrics.request_duration.labels(route).observe(seconds)
-        log.info("%s %s %d %.3f s %s", method, route, status, seconds, exchange.request_id)
+        return Done(method, str(route), status, time.monotonic() - exchange.record.began)
+
+    def _tell(self, record: Record, done: Done) -> None:
+        self._metrics.requests.labels(done.route, done.method, str(done.status)).inc()
+        self._metrics.request_duration.labels(done.route).observe(done.seconds)
+        if record.error:
+            self._metrics.request_errors.labels(done.route, record.error).inc()
+        log.info(
+            "%s %s %d %.3f s %s",
+            *(done.method, done.route, done.status, done.seconds, record.request_id),
+            extra={"fields": fields_of(record, done)},
+        )
 
 
 class _Exchange:
     """One request and what of its answer has been sent."""
 
     def __init__(self, scope: Scope, send: Send, dialects: Dialects) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = self.request_id
-        self.began = time.monotonic()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        self.record = record = Record()
+        if _REQUEST_ID.fullmatch(given):
+            record.request_id = given
+        record.trace_id = trace_id_of(headers.get("traceparent", ""))
+        scope.setdefault("state", {})["request_id"] = record.request_id
         self.status = 0
         self.complete = False
         self._scope = scope
@@ -107,9 +130,9 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.request_id
+            headers["X-Request-ID"] = self.record.request_id
             parts = [headers["Server-Timing"]] if "Server-Timing" in headers else []
-            parts.append(f"total;dur={(time.monotonic() - self.began) * 1000:.1f}")
+            parts.append(f"total;dur={(time.monotonic() - self.record.began) * 1000:.1f}")
             headers["Server-Timing"] = ", ".join(parts)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):

@@ -30,6 +30,8 @@ class State:
         self.catalog: Catalog | None = None
         self.draining = False
         self._drained = False
+        metrics.live.set_function(lambda: self.live)
+        metrics.ready.set_function(lambda: self.live and not self.draining and bool(self.catalog))
 
     def drain(self, timeout_s: float) -> None:
         """Refuse new requests and return when the others have ended; once, then it does nothing."""
@@ -38,15 +40,32 @@ class State:
             self._drained = True
             self.catalog.stop(timeout_s=timeout_s)
 
+    @property
+    def live(self) -> bool:
+        """False once an engine has died. Loading and draining are alive."""
+        if self.catalog is None or self.draining:
+            return True
+        return all(service.engine.alive for service in self.catalog.services)
+
     def ready(self) -> Catalog:
         """The services, if they take requests now."""
         if self.catalog is None:
             raise NotReady("the model is being loaded", retry_after_s=1)
         if self.draining:
             raise shutting_down()
-        if not all(service.engine.alive for service in self.catalog.services):
+        if not self.live:
             raise NotReady("the engine has stopped", retry_after_s=30)
         return self.catalog
+
+    def describe(self) -> None:
+        """Tell the metrics which bundles are served."""
+        assert self.catalog is not None
+        services = self.catalog.services
+        self.metrics.cache_bytes.set(sum(service.cache.bytes for service in services))
+        self.metrics.info.clear()
+        for service in services:
+            manifest = service.bundle.manifest
+            self.metrics.info.labels(manifest.name, manifest.model.precision).set(1)
 
     def lease(self, scope: Scope, name: str | None = None, *, param: str = "model") -> Service:
         """The service of that name, or the first, until the request has been answered."""

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.middleware import log
 from app.engine.request import Timing
 from app.errors import AppError
+from app.record import note_error
 from app.tasks.generate import GenerationStream
 
 Events = AsyncIterator[Mapping[str, Any]]
@@ -54,9 +55,11 @@ async def _lines(
         if done:
             yield "data: [DONE]\n\n"
     except AppError as error:
+        note_error(error.code)
         yield _line(failed(error))
     except Exception:
         log.exception("request %s failed", request_id)
+        note_error(AppError.code)
         yield _line(failed(AppError("an unexpected error")))
 
 

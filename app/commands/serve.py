@@ -17,6 +17,7 @@ from app.api.state import State
 from app.bundle import Bundle
 from app.engine.memory import fit_cache
 from app.errors import AppError, SettingsError
+from app.logs import configure
 from app.main import create_app
 from app.settings import Settings
 
@@ -60,6 +61,7 @@ class _Server(uvicorn.Server):
         try:
             found = self._state.catalog.reload()
             result = "replaced" if found.replaced else "unchanged"
+            self._state.describe()
             log.info("bundles replaced: %s; as before: %s", found.replaced, found.unchanged)
         except AppError as error:
             log.error("the bundles stay as they were: %s", error)
@@ -101,9 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show_config:
         sys.stdout.write(settings.told(_given(args), args.config))
         return 0
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings.log_level, settings.log_format)
     # A bad bundle or too little memory is told in one line, before anything starts.
     for path in (settings.bundle, *settings.bundles):
         manifest = Bundle.open(path).manifest
@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,  # it would log addresses; the middleware logs what is needed
+        ws="none",  # as would a refused WebSocket
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_S,
     )

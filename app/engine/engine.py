@@ -58,7 +58,7 @@ class Engine:
         self._decoder = decoder
         self._max_queue = max_queue
         self._scheduler = Scheduler(decoder)
-        self._instruments = _Instruments(metrics, decoder.slots)
+        self._instruments = _Instruments(metrics, decoder, max_queue)
         self._log = logging.getLogger("app.engine")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wake = threading.Condition()
@@ -77,6 +77,7 @@ class Engine:
 
     def start(self) -> None:
         self._open = True
+        self._instruments.begin()
         self._thread.start()
 
     def stop(self, drain: bool = True, timeout_s: float = 30.0) -> None:
@@ -192,12 +193,18 @@ class Engine:
 class _Instruments:
     """The engine's metrics, label look-ups done once."""
 
-    def __init__(self, metrics: Metrics, slots: int) -> None:
-        metrics.slots.set(self, slots)
+    def __init__(self, metrics: Metrics, decoder: Decoder, max_queue: int) -> None:
+        self._limits = (decoder.slots, max_queue, decoder.slots * decoder.capacity)
         self._metrics = metrics
         self._failures = {p: metrics.run_failures.labels(p) for p in PHASES}
         reasons = (*get_args(FinishReason), "deadline", "failed")
         self._ends = {reason: metrics.sequences.labels(reason) for reason in reasons}
+
+    def begin(self) -> None:
+        metrics = self._metrics
+        gauges = (metrics.slots, metrics.queue_limit, metrics.cache_tokens_limit)
+        for gauge, limit in zip(gauges, self._limits, strict=True):
+            gauge.set(self, limit)
 
     def step(self, report: StepReport) -> None:
         m = self._metrics
@@ -231,6 +238,7 @@ class _Instruments:
     def load(self, scheduler: Scheduler) -> None:
         self.waiting(scheduler.waiting)
         self._metrics.active_slots.set(self, scheduler.active)
+        self._metrics.cache_tokens.set(self, scheduler.cached)
 
     def waiting(self, count: int) -> None:
         self._metrics.queue_depth.set(self, count)
@@ -238,7 +246,8 @@ class _Instruments:
     def idle(self) -> None:
         self.waiting(0)
         self._metrics.active_slots.set(self, 0)
+        self._metrics.cache_tokens.set(self, 0)
 
     def ended(self) -> None:
-        for gauge in (self._metrics.slots, self._metrics.queue_depth, self._metrics.active_slots):
+        for gauge in self._metrics.shared:
             gauge.drop(self)

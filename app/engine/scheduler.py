@@ -82,6 +82,10 @@ class Scheduler:
         return self._taken
 
     @property
+    def cached(self) -> int:  # tokens of all rows
+        return int(self._table.lengths(len(self._table)).sum())
+
+    @property
     def idle(self) -> bool:
         return not (self._waiting or self._table.owners or self._report.events)
 

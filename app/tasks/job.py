@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from app.engine.request import Event, Failed, Finished, Request, Timing, Token
 from app.errors import DeadlineExceeded
+from app.record import current
 
 ZERO = Timing(0.0, 0.0, 0.0)
 
@@ -74,12 +75,17 @@ class Job:
         self._wake = asyncio.Event()
         self._waking = False
         self._open: dict[int, TicketLike] = {}
+        self._record = current.get()
+        self._submitted = time.monotonic()
         bound = [
             replace(request, listener=self._listener(i), deadline=deadline.at)
             for i, request in enumerate(requests)
         ]
         if bound:
             self._open.update(enumerate(engine.submit(bound)))
+            if self._record:
+                tokens_read = sum(len(request.prompt) for request in bound)
+                self._record.submitted(tokens_read, self._submitted)
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +120,19 @@ class Job:
                     if isinstance(event.error, DeadlineExceeded):
                         raise self._deadline.exceeded()
                     raise event.error
+                self._note(event)
                 if isinstance(event, Finished):
                     self._open.pop(i, None)
                 yield i, event
+
+    def _note(self, event: Token | Finished) -> None:
+        if (record := self._record) is None:
+            return
+        if isinstance(event, Token):
+            record.completion_tokens += 1
+        elif event.timing != ZERO:  # else it was not generated, but kept
+            spent = event.timing
+            record.ended(self._submitted, spent.queue_s, spent.prefill_s, spent.decode_s)
 
     def _listener(self, i: int) -> Callable[[Event], None]:
         def listen(event: Event) -> None:  # in the engine's thread
