@@ -52,6 +52,9 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_engine(parser)
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
+    parser.add_argument(
+        "--glossaries", metavar="DIR", help="keep stored glossaries here (default: in memory)"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--config", metavar="PATH", help="TOML file of settings")
     parser.add_argument(

@@ -17,7 +17,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app.access import Access
-from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
+from app.api import deepl, glossaries, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe
@@ -26,6 +26,7 @@ from app.catalog import Catalog
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
+from app.tasks.glossaries import Glossaries
 from app.tracing import tracing_of
 
 APIS = {
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             settings.drain_s,
         )
         await asyncio.to_thread(catalog.load)
+        state.glossaries = await asyncio.to_thread(Glossaries.open, settings.glossaries)
         state.catalog = catalog
         state.describe()
         for service in catalog.services:
@@ -78,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.gpt2mt = state
     app.include_router(v1.router)
+    app.include_router(glossaries.router)
     app.include_router(health.router)
     for name in settings.apis:
         app.include_router(APIS[name].router)

@@ -39,7 +39,7 @@ class Services:
         return self._state.ready().services
 
 
-def services_of(
+async def services_of(
     request: Request, caller: CallerOf, state: Annotated[State, Depends(state_of)]
 ) -> Services:
     state.ready()  # before anything is said of the body
@@ -49,7 +49,7 @@ def services_of(
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
-def service_of(services: ServicesOf) -> Service:
+async def service_of(services: ServicesOf) -> Service:
     return services.named(None)
 
 

@@ -13,6 +13,7 @@ from app.catalog import Catalog
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
+from app.tasks.glossaries import Glossaries
 from app.tasks.job import Deadline
 
 
@@ -28,6 +29,7 @@ class State:
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.catalog: Catalog | None = None
+        self.glossaries = Glossaries()
         self.draining = False
         self._drained = False
         metrics.live.set_function(lambda: self.live)
@@ -88,12 +90,12 @@ def shutting_down() -> NotReady:
     return NotReady("the server is shutting down", retry_after_s=5)
 
 
-def state_of(request: Request) -> State:
+async def state_of(request: Request) -> State:
     state: State = request.app.state.gpt2mt
     return state
 
 
-def ready_of(state: Annotated[State, Depends(state_of)]) -> Service:
+async def ready_of(state: Annotated[State, Depends(state_of)]) -> Service:
     return state.ready().first
 
 

@@ -85,7 +85,8 @@ def _in_background(work: Callable[[], None]) -> None:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the command line."""
-    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level")
+    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
+             "log_level")  # fmt: skip
     given = {name: getattr(args, name, None) for name in names}
     for setting in args.set or ():
         name, equals, value = setting.partition("=")
