@@ -50,6 +50,9 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_engine(parser)
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
+    parser.add_argument(
+        "--no-page", dest="page", action="store_false", default=None, help="no web page at /"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.set_defaults(run=serve)
 

@@ -14,7 +14,8 @@ from fastapi_offline import FastAPIOffline
 from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
-from app.api.openapi import DESCRIPTION, describe
+from app.api.openapi import DESCRIPTION, describe, redirect_to_docs
+from app.api.page import serve_page
 from app.api.state import State
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
@@ -59,6 +60,10 @@ def create_app(settings: Settings) -> FastAPI:
         state.dialects.speak(APIS[name].router, APIS[name].tell)
     install(app, state.dialects)
     describe(app)
+    if settings.page:
+        serve_page(app)
+    else:
+        redirect_to_docs(app)
     app.add_middleware(
         RequestContext,
         state=state,

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
     max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
+    page: bool = Field(True, description="Serve the web page at /.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(
         get_args(Api), description="APIs of other servers that are spoken too, with commas between."

@@ -60,7 +60,8 @@ def _in_background(work: Callable[[], None]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level")
+    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "page",
+             "log_level")  # fmt: skip
     settings = Settings.load({name: getattr(args, name, None) for name in names})
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
