@@ -21,10 +21,14 @@ export function reasons(quality) {
   return texts.join("; ");
 }
 
-/** The events of one item, put together. Positions of the server are characters, not UTF-16. */
+/**
+ * The events of one item, put together: each text replaces all from its place on. Places of the
+ * server are counted in characters, not in UTF-16 units as JavaScript's are.
+ */
 export class Result {
   constructor(text) {
     this.source = [...text];
+    this.characters = [];
     this.sentences = [];
     this.answer = null;
   }
@@ -32,16 +36,26 @@ export class Result {
   /** Takes an event of the stream in. */
   take(event) {
     if (event.type === "token") {
-      const draft = (this.sentences[event.sentence] ??= { start: event.offset, text: "" });
-      if (!draft.quality) {
-        draft.text = [...draft.text].slice(0, event.offset - draft.start).join("") + event.text;
-      }
+      this.write(event.offset, event.text);
     } else if (event.type === "sentence") {
       const { source, target, text, quality } = event;
-      this.sentences[event.sentence] = { start: target.start, end: target.end, source, text, quality };
+      this.write(target.start, text);
+      this.sentences.push({ start: target.start, end: target.end, source, text, quality });
     } else if (event.type === "translation") {
       this.answer = event;
+      this.write(0, event.text);
     }
+  }
+
+  write(start, text) {
+    this.characters.length = start;
+    for (const character of text) this.characters.push(character);
+  }
+
+  /** Another text in the place of the whole translation. */
+  replace(text) {
+    this.sentences = [];
+    this.write(0, text);
   }
 
   get done() {
@@ -53,31 +67,22 @@ export class Result {
     return this.parts().map((part) => part.chosen ?? part.text).join("");
   }
 
-  /** Sentences, and what stands between them. */
+  /** Sentences, what stands between them (`layout`), and at the end what is a draft yet. */
   parts() {
-    const known = this.sentences.filter(Boolean);
-    const whole = this.answer && [...this.answer.text];
-    if (whole && !known.length) return [{ text: this.answer.text, layout: true }];
     const parts = [];
     let at = 0;
-    for (const sentence of known) {
-      if (sentence.start > at) {
-        const gap = whole ? whole.slice(at, sentence.start).join("") : this.gap(parts, sentence, at);
-        parts.push({ text: gap, layout: true });
-      }
+    for (const sentence of this.sentences) {
+      if (sentence.start > at) parts.push({ text: this.slice(at, sentence.start), layout: true });
       parts.push(sentence);
-      at = sentence.end ?? sentence.start + [...sentence.text].length;
+      at = sentence.end;
     }
-    if (whole && at < whole.length) parts.push({ text: whole.slice(at).join(""), layout: true });
+    const rest = this.slice(at);
+    if (rest) parts.push({ text: rest, layout: this.done });
     return parts;
   }
 
-  /** What stands before a sentence, until the whole is known: as in the source, or spaces. */
-  gap(parts, sentence, at) {
-    const before = parts.at(-1)?.source?.end ?? 0;
-    const size = sentence.start - at;
-    const between = this.source.slice(before, sentence.source?.start ?? before + size).join("");
-    return /^\s+$/.test(between) && [...between].length === size ? between : " ".repeat(size);
+  slice(start, end) {
+    return this.characters.slice(start, end).join("");
   }
 
   sourceOf(sentence) {

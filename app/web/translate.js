@@ -28,10 +28,7 @@ export function openTranslate() {
   byId("copy").addEventListener("click", copyTranslation);
   byId("more").addEventListener("click", (event) => {
     const text = area.value.trim();
-    ask(text, result.text, event.currentTarget, (chosen) => {
-      result.answer = { ...result.answer, text: chosen };
-      result.sentences = [];
-    });
+    ask(text, result.text, event.currentTarget, (chosen) => result.replace(chosen));
   });
   measure();
 }
