@@ -60,6 +60,17 @@ class UnknownModel(NotFound):
     title = "The model is not served"
 
 
+class UnknownGlossary(NotFound):
+    code = "glossary_not_found"
+    title = "There is no such glossary"
+
+
+class Exists(AppError):
+    status = 409
+    code = "already_exists"
+    title = "The name is taken"
+
+
 class MethodNotAllowed(AppError):
     status = 405
     code = "method_not_allowed"

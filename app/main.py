@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
+from app.api import deepl, glossaries, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe, redirect_to_docs
@@ -20,6 +20,7 @@ from app.api.state import State
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
+from app.tasks.glossaries import Glossaries
 
 APIS = {
     "libretranslate": libretranslate,
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await asyncio.to_thread(_open, settings, state.metrics)
+        state.glossaries = await asyncio.to_thread(Glossaries.open, settings.glossaries)
         state.service = service
         name = service.bundle.manifest.name
         log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
@@ -54,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.gpt2mt = state
     app.include_router(v1.router)
+    app.include_router(glossaries.router)
     app.include_router(health.router)
     for name in settings.apis:
         app.include_router(APIS[name].router)

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         False, description="Translate with the bundle's vocabulary shortlist, for speed."
     )
     retry: bool = Field(True, description="Try flagged translations again, by beam.")
+    glossaries: Path | None = Field(
+        None, description="Directory of stored glossaries. Left out: in memory, until the end."
+    )
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
     body_timeout_s: float = Field(

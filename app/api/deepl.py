@@ -1,9 +1,9 @@
-"""DeepL's API over the translation task: /v2/translate, /v2/languages, /v2/usage.
+"""DeepL's API: /v2/translate, /v2/languages, /v2/usage, and its glossaries.
 
 Bodies are JSON or forms; any key is accepted. Codes are upper case, English and Portuguese targets
 have a region, which changes nothing here. `context`, `split_sentences` and `preserve_formatting`
-are taken and change nothing; what would have to change the answer and cannot (glossaries,
-formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
+are taken and change nothing; what would have to change the answer and cannot (formality,
+instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api import deepl_glossaries
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
-from app.api.state import ServiceOf, StateOf
+from app.api.state import ServiceOf, State, StateOf
 from app.api.streams import server_timing
 from app.errors import AppError, InvalidField, UnknownLanguage
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, TranslateOptions, Translation
+from app.text.chinese import SIMPLIFIED, TRADITIONAL, VARIANTS, known_as, offered
+from app.text.glossary import Glossary
 
 # Languages that are a target by region only, and the regions' names.
 _REGIONS = {
     "en": {"GB": "British", "US": "American"},
     "pt": {"BR": "Brazilian", "PT": "European"},
 }
-_REFUSED = (
-    "glossary_id", "glossary_ids", "style_id", "translation_memory_id", "custom_instructions"
-)  # fmt: skip
+_REFUSED = ("glossary_ids", "style_id", "translation_memory_id", "custom_instructions")
 _UNLIMITED = 10**12  # characters, as DeepL tells those who have no limit
 
 
@@ -53,8 +54,8 @@ class TranslateFields(BaseModel):
     ) = None
     show_billed_characters: bool = False
     tag_handling: Literal["xml", "html"] | None = None
-    glossary_id: Any = Field(None, description="As the ones below: must be left out.")
-    glossary_ids: Any = None
+    glossary_id: Annotated[str, Field(max_length=100)] | None = None
+    glossary_ids: Any = Field(None, description="As the ones below: must be left out.")
     style_id: Any = None
     translation_memory_id: Any = None
     custom_instructions: Any = None
@@ -91,7 +92,9 @@ async def translate(
         _code(fields.source_lang, "source_lang", service),
         _code(fields.target_lang, "target_lang", service),
         state.deadline(None),
-        options=TranslateOptions(format=fields.tag_handling or "text"),
+        options=TranslateOptions(
+            format=fields.tag_handling or "text", glossary=_glossary(fields, state)
+        ),
         unchanged=True,
     )
     result = await unless_gone(request, work)
@@ -109,8 +112,10 @@ async def languages(request: Request, service: ServiceOf) -> list[dict[str, Any]
     manifest = service.bundle.manifest
     ends = {pair[kind == "target"] for pair in manifest.pairs}
     found: list[dict[str, Any]] = []
-    for code, name in manifest.languages.items():
-        if code not in ends:
+    for code, name in offered(manifest.languages).items():
+        if code in VARIANTS and (code != TRADITIONAL or kind == "source"):
+            continue  # sources have no script there, and targets no other one
+        if known_as(code, manifest.languages) not in ends:
             continue
         if kind == "source":
             found.append({"language": code.upper(), "name": name})
@@ -129,6 +134,14 @@ async def usage(state: StateOf) -> dict[str, int]:
     return {"character_count": state.characters, "character_limit": _UNLIMITED}
 
 
+def _glossary(fields: TranslateFields, state: State) -> Glossary:
+    if not fields.glossary_id:
+        return Glossary()
+    if fields.source_lang == AUTO:
+        raise InvalidField("'source_lang' is required with a glossary", param="source_lang")
+    return state.glossaries.use(fields.glossary_id, "glossary_id")
+
+
 def _refuse(fields: TranslateFields) -> None:
     for name in _REFUSED:
         if getattr(fields, name):
@@ -144,16 +157,20 @@ def _refuse(fields: TranslateFields) -> None:
 def _code(given: str, param: str, service: Service) -> str:
     if param == "source_lang" and given == AUTO:
         return AUTO
-    code = served(given[:60], service.bundle.manifest.languages)
+    code = served(given[:60], offered(service.bundle.manifest.languages))
     if code is None:
         raise UnknownLanguage(f"Value for '{param}' not supported: {given[:60]!r}", param=param)
     return code
 
 
 def _translation(text: str, one: Translation, fields: TranslateFields) -> dict[str, Any]:
-    told: dict[str, Any] = {"detected_source_language": one.source.upper(), "text": one.text}
+    source = SIMPLIFIED if one.source in VARIANTS else one.source
+    told: dict[str, Any] = {"detected_source_language": source.upper(), "text": one.text}
     if fields.show_billed_characters:
         told["billed_characters"] = len(text)
     if fields.model_type is not None:
         told["model_type_used"] = "latency_optimized"
     return told
+
+
+router.include_router(deepl_glossaries.router)

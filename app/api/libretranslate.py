@@ -23,8 +23,10 @@ from app.errors import AppError, InvalidField, QueueFull, UnknownLanguage
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, BOUNDS, TranslateOptions, Translation
+from app.text.chinese import TRADITIONAL, offered
 from app.text.detect import Detection
 
+_ALIASES = {"zt": TRADITIONAL}
 _TOLD = {"zh": "zh-Hans"}  # codes that LibreTranslate tells otherwise
 _CANDIDATES = 3  # languages that /detect tells at most
 _FRONTEND_TIMEOUT_MS = 500  # LibreTranslate's default
@@ -118,14 +120,14 @@ async def detect(request: Request, service: ServiceOf) -> list[dict[str, Any]]:
 
 @router.get("/languages", summary="Languages, as LibreTranslate tells them")
 async def languages(service: ServiceOf) -> list[dict[str, Any]]:
-    manifest = service.bundle.manifest
+    known, leads = _known(service), service.translator.leads
     return [
         {
             "code": _told(code),
             "name": name,
-            "targets": sorted(_told(t) for s, t in {*manifest.pairs, (code, code)} if s == code),
+            "targets": sorted(_told(t) for t in known if t == code or leads(code, t)),
         }
-        for code, name in manifest.languages.items()
+        for code, name in known.items()
     ]
 
 
@@ -152,19 +154,25 @@ def _ask(fields: dict[str, Any], service: Service) -> _Ask:
     texts = _texts(fields)
     source, target = _text(fields, "source"), _text(fields, "target")
     alternatives = _alternatives(fields, service)
-    known = service.bundle.manifest.languages
-    origin = AUTO if source.casefold() == AUTO else served(source, known)
-    goal = served(target, known)
+    known = _known(service)
+    origin = AUTO if source.casefold() == AUTO else served(_ALIASES.get(source, source), known)
+    goal = served(_ALIASES.get(target, target), known)
     if origin is None or goal is None:
         param, code = ("source", source) if origin is None else ("target", target)
         raise UnknownLanguage(f"{code} is not supported", param=param)
-    if origin not in (AUTO, goal) and (origin, goal) not in service.bundle.manifest.pairs:
+    if origin not in (AUTO, goal) and not service.translator.leads(origin, goal):
         raise UnknownLanguage(
             f"{known[goal]} ({goal}) is not available as a target language from "
             f"{known[origin]} ({origin})",
             param="target",
         )
     return _Ask(texts, origin, goal, alternatives, _format(fields))
+
+
+def _known(service: Service) -> dict[str, str]:
+    """As LibreTranslate has them, without the regions of Chinese."""
+    found = offered(service.bundle.manifest.languages)
+    return {code: name for code, name in found.items() if code not in ("zh-TW", "zh-HK")}
 
 
 def _texts(fields: dict[str, Any]) -> str | list[str]:

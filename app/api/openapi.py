@@ -16,10 +16,12 @@ from app.errors import (
     BadJson,
     BodyTooLarge,
     DeadlineExceeded,
+    Exists,
     InvalidField,
     NotReady,
     QueueFull,
     RequestTimeout,
+    UnknownGlossary,
     UnsupportedMediaType,
 )
 
@@ -38,6 +40,8 @@ _SAMPLES: dict[type[AppError], AppError] = {
         "Content-Type is text/plain: send application/json", param="Content-Type"
     ),
     InvalidField: InvalidField('top_p is "0.9": Input should be a valid number', param="top_p"),
+    UnknownGlossary: UnknownGlossary("there is no glossary 'animals'", param="glossary"),
+    Exists: Exists("there is a glossary 'animals' already", param="name"),
     QueueFull: QueueFull("2048 sequences are waiting; the limit is 2048", retry_after_s=3),
     NotReady: NotReady("the model is being loaded", retry_after_s=1),
     DeadlineExceeded: DeadlineExceeded("no complete answer within timeout_s=5"),

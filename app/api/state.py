@@ -10,6 +10,7 @@ from app.api.dialects import Dialects
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
+from app.tasks.glossaries import Glossaries
 from app.tasks.job import Deadline
 
 
@@ -22,6 +23,7 @@ class State:
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
+        self.glossaries = Glossaries()
         self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False

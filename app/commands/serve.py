@@ -60,7 +60,8 @@ def _in_background(work: Callable[[], None]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "page",
+    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
+             "page", "log_level")  # fmt: skip
              "log_level")  # fmt: skip
     settings = Settings.load({name: getattr(args, name, None) for name in names})
     logging.basicConfig(

@@ -18,7 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from app.engine.request import Decoder, Event, Failed, Finished, FinishReason, Request, Token
+from app.engine.request import (
+    INTERACTIVE,
+    Decoder,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Request,
+    Token,
+)
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence as Running
 from app.engine.sequence import StepReport
@@ -27,7 +36,6 @@ from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, Queue
 from app.metrics import Metrics
 
 PHASES = ("prefill", "chunk", "decode", "move", "copy")  # of runs that can fail
-_INTERACTIVE = 8  # sequences; a job of more is batch
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
 
@@ -107,8 +115,8 @@ class Engine:
                 )
             now = time.monotonic()
             job = next(self._jobs)
-            batch, capacity = len(requests) > _INTERACTIVE, self._decoder.capacity
-            running = [Running(one, capacity, now, job, batch) for one in requests]
+            large, capacity = len(requests) > INTERACTIVE, self._decoder.capacity
+            running = [Running(one, capacity, now, job, large or one.batch) for one in requests]
             self._inbox += running
             self._live.update(running)
             self._instruments.queue_depth.set(self._queued())

@@ -217,7 +217,7 @@ class _Reader:
             start, end = self._trimmed(self._begin, end)
             self._parts.append(self._document[self._literal : start])
             unit = self._builder.done()
-            self._parts.append(Protected(unit.text.strip(" "), unit.spans))
+            self._parts.append(Protected(unit.text.strip(" "), unit.spans, end - start))
             self._literal = end
         self._begin, self._letters = -1, False
         self._builder = Builder(self._param)

@@ -74,8 +74,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Protected:
+    """`size`: the characters of the document that it stands for, if it is a part of one."""
+
     text: str
     spans: tuple[Span, ...]
+    size: int = 0
 
     def span(self, private: str) -> Span:
         return self.spans[ord(private) - _FIRST]

@@ -22,20 +22,9 @@ export async function post(path, body, signal) {
   return (await send(path, ofJson(body, signal))).json();
 }
 
-/** The events of a stream; an answer that is no stream is one event. */
+/** The events of a stream. */
 export async function* stream(path, body, signal) {
-  let response;
-  try {
-    response = await send(path, ofJson({ ...body, stream: true }, signal));
-  } catch (error) {
-    if (error.param !== "stream") throw error;
-    response = await send(path, ofJson(body, signal));
-  }
-  if (!response.headers.get("Content-Type").startsWith("text/event-stream")) {
-    const { translations } = await response.json();
-    for (const [index, one] of translations.entries()) yield { type: "translation", index, ...one };
-    return;
-  }
+  const response = await send(path, ofJson({ ...body, stream: true }, signal));
   for await (const data of lines(response.body)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);

@@ -25,11 +25,11 @@ export async function openGlossary(onChange) {
     fill();
     changed();
   });
-  fill();
+  showGlossary();
   try {
     stored = (await get("v1/glossaries")).glossaries;
   } catch {
-    return; // this server keeps none
+    return; // those of this browser can be used all the same
   }
   showGlossary(load("glossary.stored", ""));
 }
@@ -50,15 +50,31 @@ export function showGlossary(wanted = choice.value) {
 
 function fill() {
   const named = stored.find((one) => one.name === choice.value);
-  const terms = named ? named.entries : load("glossary", {})[pair().target] ?? {};
   rows.replaceChildren();
-  for (const [term, translation] of Object.entries(terms)) addRow(term, translation, !named);
-  if (!named && !rows.children.length) addRow("", "", true);
   byId("add-term").hidden = Boolean(named);
   byId("glossary-note").textContent = named
     ? `Kept on the server, from ${nameOf(named.source)} to ${nameOf(named.target)}.`
     : `For translations into ${nameOf(pair().target)}; kept in this browser only.`;
+  if (named) {
+    fillFromServer(named);
+    return;
+  }
+  const own = Object.entries(load("glossary", {})[pair().target] ?? {});
+  for (const [term, translation] of own) addRow(term, translation, true);
+  if (!own.length) addRow("", "", true);
   summarise();
+}
+
+async function fillFromServer(named) {
+  byId("glossary-state").textContent = named.name;
+  try {
+    const { entries } = await get(`v1/glossaries/${encodeURIComponent(named.name)}`);
+    if (choice.value !== named.name) return;
+    rows.replaceChildren();
+    for (const [term, translation] of Object.entries(entries)) addRow(term, translation, false);
+  } catch (error) {
+    byId("glossary-note").textContent = error.message;
+  }
 }
 
 function addRow(term, translation, editable) {
