@@ -20,7 +20,8 @@ from app.access import Access
 from app.api import deepl, glossaries, health, inference_protocol, libretranslate, openai, tgi, v1
 from app.api.dialects import install
 from app.api.middleware import RequestContext
-from app.api.openapi import DESCRIPTION, describe
+from app.api.openapi import DESCRIPTION, describe, redirect_to_docs
+from app.api.page import serve_page
 from app.api.state import State
 from app.catalog import Catalog
 from app.metrics import Metrics
@@ -89,6 +90,10 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     describe(app)
+    if settings.page:
+        serve_page(app)
+    else:
+        redirect_to_docs(app)
     app.add_middleware(
         RequestContext,
         state=state,

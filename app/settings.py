@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web pages of other origins that may call, with commas between; *: any."
     )
+    page: bool = Field(True, description="Serve the web page at /.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = Field("text", description="json: an object a line.")
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(

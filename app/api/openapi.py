@@ -63,7 +63,7 @@ def shaped(telling: Telling) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make the document one that knows the problem schema, and its page the first one."""
+    """Make the document one that knows the problem schema."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -81,6 +81,10 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def redirect_to_docs(app: FastAPI) -> None:
+    """Make the document's page the first one."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def first(request: Request) -> Response:

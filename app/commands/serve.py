@@ -86,6 +86,7 @@ def _in_background(work: Callable[[], None]) -> None:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the command line."""
     names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
+             "page", "log_level")  # fmt: skip
              "log_level")  # fmt: skip
     given = {name: getattr(args, name, None) for name in names}
     for setting in args.set or ():
