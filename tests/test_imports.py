@@ -26,6 +26,7 @@ FLOORS = [
     {"app.main"},
     {"app.api"},
     {"app.service"},
+    {"app.documents"},
     {"app.tasks"},
     {"app.engine", "app.text"},
     {"app.bundle", "app.metrics", "app.settings"},

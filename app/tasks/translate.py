@@ -216,6 +216,11 @@ class Translator:
             )
         return origin, found
 
+    def detect(self, text: str, target: str) -> Detection:
+        """The language of a text that is to be translated, or is in the target language already."""
+        among = [c for c in self._languages if (c, target) in self._pairs or c == target]
+        return self._detector.detect(text, among)
+
     def _plan(
         self,
         items: Sequence[str],
