@@ -7,25 +7,38 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import deepl, health, inference_protocol, libretranslate, openai, tgi, v1
+from app.api import (
+    deepl,
+    deepl_documents,
+    documents,
+    health,
+    inference_protocol,
+    libretranslate,
+    openai,
+    tgi,
+    v1,
+)
 from app.api.dialects import install
 from app.api.middleware import RequestContext
 from app.api.openapi import DESCRIPTION, describe
 from app.api.state import State
+from app.api.uploads import FORM_BYTES, UPLOADS
+from app.documents.run import Documents
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
 
-APIS = {
-    "libretranslate": libretranslate,
-    "deepl": deepl,
-    "openai": openai,
-    "tgi": tgi,
-    "inference_protocol": inference_protocol,
+APIS: dict[str, tuple[Any, ...]] = {
+    "libretranslate": (libretranslate,),
+    "deepl": (deepl, deepl_documents),
+    "openai": (openai,),
+    "tgi": (tgi,),
+    "inference_protocol": (inference_protocol,),
 }
 log = logging.getLogger("app.main")
 
@@ -38,6 +51,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await asyncio.to_thread(_open, settings, state.metrics)
         state.service = service
+        state.documents = Documents(
+            service.translator, service.limits, state.metrics, settings.max_document_bytes
+        )
         name = service.bundle.manifest.name
         log.info("ready: %s on %s; KV cache %s", name, service.placement, service.cache)
         yield
@@ -53,10 +69,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.gpt2mt = state
     app.include_router(v1.router)
+    app.include_router(documents.router)
     app.include_router(health.router)
     for name in settings.apis:
-        app.include_router(APIS[name].router)
-        state.dialects.speak(APIS[name].router, APIS[name].tell)
+        for api in APIS[name]:
+            app.include_router(api.router)
+            state.dialects.speak(api.router, api.tell)
     install(app, state.dialects)
     describe(app)
     app.add_middleware(
@@ -65,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
         paths=frozenset(app.openapi()["paths"]),
+        uploads=dict.fromkeys(UPLOADS, settings.max_document_bytes + FORM_BYTES),
     )
     return app
 

@@ -13,6 +13,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -40,12 +41,14 @@ class RequestContext:
         max_body_bytes: int,
         body_timeout_s: float,
         paths: frozenset[str],
+        uploads: Mapping[str, int],
     ) -> None:
         self._app = app
         self._state = state
         self._metrics = state.metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
+        self._uploads = uploads  # limits of bodies by path, where others hold
         self._paths = paths  # to name a request that was refused before it was routed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,8 @@ class RequestContext:
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
-            body = await _read(scope, receive, self._max_body_bytes, self._body_timeout_s)
+            limit = self._uploads.get(scope["path"], self._max_body_bytes)
+            body = await _read(scope, receive, limit, self._body_timeout_s)
             await self._app(scope, _replay(body, receive), exchange.send)
         except (ClientGone, ClientDisconnect):
             return

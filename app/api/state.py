@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.api.dialects import Dialects
+from app.api.files import Files, Work
+from app.documents.run import Documents
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
@@ -22,6 +25,9 @@ class State:
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
         self.service: Service | None = None
+        self.documents: Documents | None = None
+        self.files = Files()
+        self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
         self._drained = False
@@ -67,5 +73,12 @@ def service_of(state: Annotated[State, Depends(state_of)]) -> Service:
     return state.ready()
 
 
+def documents_of(state: Annotated[State, Depends(state_of)]) -> Documents:
+    state.ready()
+    assert state.documents is not None  # it is there since the service is
+    return state.documents
+
+
 StateOf = Annotated[State, Depends(state_of)]
 ServiceOf = Annotated[Service, Depends(service_of)]
+DocumentsOf = Annotated[Documents, Depends(documents_of)]

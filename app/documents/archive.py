@@ -24,12 +24,14 @@ MAX_BYTES = 64 * 2**20  # unpacked, in all
 MAX_XML_BYTES = 16 * 2**20  # of the parts that are read as XML
 MAX_RATIO = 100  # of entries over a mebibyte
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+
 
 class Archive:
     def __init__(self, data: bytes) -> None:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+        except _BROKEN as error:
             raise BadDocument(f"file is not a ZIP archive, or is cut off: {error}") from None
         entries = self._zip.infolist()
         if len(entries) > MAX_ENTRIES:
@@ -51,7 +53,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        except _BROKEN as error:
             raise BadDocument(f"file: {name[:60]!r} is damaged: {error}") from None
 
     def xml(self, name: str) -> _Element:

@@ -42,7 +42,8 @@ class _Entry:
 
     @property
     def wanted(self) -> bool:
-        return bool(self.forms) and not any(f.text for f in self.forms) and has_letters([self.msgid])
+        empty = bool(self.forms) and not any(form.text for form in self.forms)
+        return empty and has_letters([self.msgid])
 
     @property
     def sources(self) -> list[str]:
@@ -153,12 +154,13 @@ def _written(keyword: str, text: str) -> list[str]:
     parts = [polib.escape(part) for part in text.splitlines(keepends=True)]
     if len(parts) == 1 and len(keyword) + len(parts[0]) + 3 <= _WIDTH:
         return [f'{keyword} "{parts[0]}"']
+    wrapper = textwrap.TextWrapper(
+        _WIDTH, drop_whitespace=False, replace_whitespace=False,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
     wrapped = [
         line
         for part in parts
-        for line in textwrap.wrap(
-            part, _WIDTH, drop_whitespace=False, break_long_words=False, break_on_hyphens=False,
-            replace_whitespace=False,
-        )
-    ]  # fmt: skip
+        for line in wrapper.wrap(part)
+    ]
     return [f'{keyword} ""', *(f'"{line}"' for line in wrapped)]

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import html
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from app.errors import BadDocument
+
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.rules_core import StateCore
     from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
 _DELIMITERS = frozenset({"emphasis", "strikethrough"})
 _POSITIONED = ("backticks", "autolink", "html_inline", "image", "entity", "escape", "newline",
                "link", "emphasis", "strikethrough")  # fmt: skip
+_MAX_BRACKETS = 2000  # in one paragraph: the parser's time grows with their square
 _FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,100}\]:?[ ]?|(?<![^\n])\[[ xX]\][ ]")
 _TAG = re.compile(r"<(?:x|/x|wbr|br|code)-?[^>]*>")
 _WORDS = re.compile(r'<code id="(\d+)">.*?</code>', re.DOTALL)
@@ -36,6 +41,7 @@ class _Span:
     end: int
     way: Way
     raw: str = ""  # what to write, where that is not the source
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Inline:
 
     source: str
     text: str
-    raws: tuple[str, ...]
+    raws: dict[str, str]  # by number; that of a closing tag begins with a slash
     words: str  # what is text, to know which characters were syntax nowhere
 
     def restore(self, translation: str) -> str:
@@ -58,7 +64,8 @@ class Inline:
         for tag in _TAG.finditer(translation):
             parts.append(_escaped(html.unescape(translation[at : tag.start()]), special))
             number = _NUMBER.search(tag[0])
-            parts.append(self.raws[int(number[0])] if number else tag[0])
+            key = ("/" if tag[0].startswith("</") else "") + (number[0] if number else "")
+            parts.append(self.raws.get(key, tag[0]))
             at = tag.end()
         parts.append(_escaped(html.unescape(translation[at:]), special))
         return "".join(parts)
@@ -71,6 +78,13 @@ def watch(parser: MarkdownIt) -> None:
         parser.inline.ruler.at(name, _noting(name, rule.fn))
     parser.inline.ruler2.disable(["fragments_join"])
     parser.core.ruler.disable(["text_join"])
+    parser.core.ruler.before("inline", "bounds", _check_bounds)
+
+
+def _check_bounds(state: StateCore) -> None:
+    for token in state.tokens:
+        if token.type == "inline" and token.content.count("[") > _MAX_BRACKETS:
+            raise BadDocument(f"file: a paragraph has more than {_MAX_BRACKETS} brackets")
 
 
 def _noting(
@@ -107,29 +121,30 @@ def read(token: Token) -> Inline:
     source = token.content
     spans = _whole_words(source, [*_spans(source, token.children or [])])
     parts: list[str] = []
-    raws: list[str] = []
+    raws: dict[str, str] = {}
     words: list[str] = []
+    opened: list[int] = []  # numbers of elements without an end yet
     at = 0
-    for span in [*spans, _Span(len(source), len(source), "space")]:
-        text = source[at : span.start]
-        parts.append(html.escape(text, quote=False))
-        words.append(text)
+    for i, span in enumerate([*spans, _Span(len(source), len(source), "space")]):
+        text, raw = source[at : span.start], source[span.start : span.end]
         at = span.end
-        raw = source[span.start : span.end]
+        words.append(text)
+        parts.append(html.escape(text, quote=False))
         if span.way == "space":
             parts.append(raw)
             continue
-        number = len(raws)
-        raws.append(span.raw or raw)
+        number = opened.pop() if span.way == "close" and opened else i
+        if span.way == "open":
+            opened.append(number)
+        raws[f"/{number}" if span.way == "close" else str(number)] = span.raw or raw
         parts.append({
             "code": f'<code id="{number}">{html.escape(raw, quote=False)}</code>',
             "open": f"<x-{number}>",
             "close": f"</x-{number}>",
             "mark": f'<wbr id="{number}">',
             "break": f'<br id="{number}">',
-            "space": raw,
         }[span.way])  # fmt: skip
-    return Inline(source, "".join(parts), tuple(raws), "".join(words))
+    return Inline(source, "".join(parts), raws, "".join(words))
 
 
 def _spans(source: str, tokens: list[Token]) -> list[_Span]:
@@ -139,13 +154,21 @@ def _spans(source: str, tokens: list[Token]) -> list[_Span]:
             continue
         start, end = token.meta["at"]
         way = _way(token, source[start:end])
-        if way is not None and start >= (found[-1].end if found else 0):
-            found.append(_Span(start, end, way, token.meta.get("raw", "")))
-    edges = [(span.start, span.end) for span in found]
+        if way is None or start < (found[-1].end if found else 0):
+            continue
+        last = found[-1] if found else None
+        half = token.type == "text"  # of a `**`, as is the one beside it
+        if last and last.end == start and last.way == "close" and half:
+            found[-1] = _Span(last.start, end, "close")
+        elif last and last.end == start and last.way == "mark" and way == "open" and last.half:
+            found[-1] = _Span(last.start, end, "open")
+        else:
+            found.append(_Span(start, end, way, token.meta.get("raw", ""), half))
+    starts = [span.start for span in found]
     for match in _FOOTNOTE.finditer(source):
-        start, end = match.span()
-        if not any(a < end and start < b for a, b in edges):
-            found.append(_Span(start, end, "mark"))
+        i = bisect_left(starts, match.end())  # the span before is the last that could be in it
+        if i == 0 or found[i - 1].end <= match.start():
+            found.append(_Span(*match.span(), "mark"))
     return sorted(found, key=lambda span: span.start)
 
 

@@ -27,7 +27,11 @@ W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 _TAG = re.compile(r"<code id=\"\d+\">.*?</code>|<[^>]*>", re.DOTALL)
-_WRAPPERS = frozenset(W + n for n in ("hyperlink", "ins", "smartTag", "sdt", "sdtContent", "moveTo"))
+_NOT_IN_XML = re.compile("[^\t -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINES = re.compile(r"[\r\n]+")
+_WRAPPERS = frozenset(
+    W + n for n in ("hyperlink", "ins", "smartTag", "sdt", "sdtContent", "moveTo")
+)
 _BREAKS = frozenset(W + n for n in ("br", "tab", "cr", "ptab"))
 _SILENT = frozenset(W + n for n in ("rPr", "lastRenderedPageBreak"))
 _TRANSLATED_FIELDS = ("HYPERLINK", "TOC")
@@ -205,6 +209,6 @@ def _fill(atom: _Atom, text: str) -> None:
 
 
 def _set(node: _Element, text: str) -> None:
-    node.text = text
+    node.text = text = _NOT_IN_XML.sub("", _LINES.sub(" ", text))
     if text != text.strip():
         node.set(_SPACE, "preserve")

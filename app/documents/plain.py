@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from app.documents.encoding import decode
 from app.documents.units import Edits, Translated, Unit, has_letters
 
+_BREAKS = re.compile(r"[\r\n]+")
 _LINE = re.compile(r"[^\r\n]+")
 
 
@@ -21,5 +22,5 @@ class PlainText:
     def write(self, translations: Sequence[Translated]) -> bytes:
         edits = Edits(self._decoded.text)
         for (start, end), made in zip(self._places, translations, strict=True):
-            edits.replace(start, end, made.text)
+            edits.replace(start, end, _BREAKS.sub(" ", made.text))
         return self._decoded.encode(edits.done())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from app.documents.formats import Format
 from app.documents.units import Translated, Unit
-from app.errors import AppError, TooLong
+from app.errors import AppError, QueueFull, TooLong
 from app.metrics import Metrics
 from app.tasks.inputs import TaskLimits
 from app.tasks.job import Deadline
@@ -23,6 +23,7 @@ from app.tasks.translate import AUTO, Translator
 
 _ITEMS, _CHARACTERS = 128, 16_000  # of a portion, unless the request's limits are lower
 _TOGETHER = 2  # portions
+_PAUSE_S = 0.5  # while the queue is full
 _SAMPLE = 4000  # characters that a language is detected by
 
 
@@ -149,21 +150,22 @@ class Documents:
                 raise TooLong(
                     f"file: paragraph {i} has more than {self._longest} characters", param="file"
                 )
-        try:
-            result = await self._translator.run(
-                [unit.text for unit in units],
-                source,
-                target,
-                deadline,
-                options=replace(options, format=units[0].format),
-                param="file",
-                unchanged=True,
-            )
-        except AppError as error:
-            if (error.param or "").startswith("file"):
-                error.param = "file"
-            raise
-        return [Translated(one.text, bool(one.quality.flags)) for one in result.translations]
+        texts = [unit.text for unit in units]
+        own = replace(options, format=units[0].format)
+        while True:
+            try:
+                result = await self._translator.run(
+                    texts, source, target, deadline, options=own, param="file", unchanged=True
+                )
+                return [Translated(t.text, bool(t.quality.flags)) for t in result.translations]
+            except QueueFull:  # others' sequences will end: a long document can wait
+                if deadline.left < _PAUSE_S:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+            except AppError as error:
+                if (error.param or "").startswith("file"):
+                    error.param = "file"
+                raise
 
 
 def _sample(units: Sequence[Unit]) -> str:

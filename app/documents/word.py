@@ -60,4 +60,6 @@ class WordFile:
 def _bytes(root: _Element) -> bytes:
     from lxml import etree
 
-    return etree.tostring(root.getroottree(), xml_declaration=True, encoding="UTF-8", standalone=True)
+    tree = root.getroottree()
+    data: bytes = etree.tostring(tree, xml_declaration=True, encoding="UTF-8", standalone=True)
+    return data
