@@ -130,6 +130,21 @@ class TooLong(InvalidField):
     title = "The text is longer than the limit"
 
 
+class BadDocument(InvalidField):
+    """A file that is not of its format, or not one that is safe to read."""
+
+    code = "bad_document"
+    title = "The document cannot be read"
+
+    def __init__(self, detail: str, *, param: str | None = "file") -> None:
+        super().__init__(detail, param=param)
+
+
+class UnknownFormat(InvalidField):
+    code = "unknown_format"
+    title = "The document's format is not known"
+
+
 class RequestTimeout(AppError):
     status = 408
     code = "request_timeout"

@@ -187,6 +187,12 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.documents = Counter(
+            "gpt2mt_documents",
+            "Documents, by how their translation ended.",
+            ["format", "outcome"],
+            registry=r,
+        )
         self.run_failures = Counter(
             "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r
         )

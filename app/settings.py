@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_document_bytes: int = Field(
+        8_388_608, ge=1024, description="Of a document that is uploaded to be translated."
+    )
     body_timeout_s: float = Field(
         30.0, gt=0, allow_inf_nan=False, description="To receive a body; then 408."
     )

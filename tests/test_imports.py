@@ -27,6 +27,7 @@ FLOORS = [
     {"app.api"},
     {"app.catalog"},
     {"app.service"},
+    {"app.documents"},
     {"app.tasks"},
     {"app.engine", "app.text"},
     {"app.access", "app.bundle", "app.logs", "app.metrics", "app.settings", "app.tracing"},

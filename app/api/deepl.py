@@ -47,10 +47,11 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class TranslateFields(BaseModel):
+class Choices(BaseModel):
+    """What texts and documents have in common."""
+
     model_config = ConfigDict(extra="ignore")
 
-    text: Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
     target_lang: str
     source_lang: str = AUTO
     context: str = ""
@@ -72,6 +73,10 @@ class TranslateFields(BaseModel):
     @classmethod
     def _without_nulls(cls, data: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in data.items() if value is not None}
+
+
+class TranslateFields(Choices):
+    text: Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
 
 
 class LanguagesFields(BaseModel):
@@ -98,11 +103,11 @@ async def translate(
     request: Request, response: Response, state: StateOf, service: ServiceOf
 ) -> dict[str, Any]:
     fields = validated(TranslateFields, await fields_of(request, arrays={"text"}))
-    _refuse(fields)
+    refuse(fields)
     work = service.translator.run(
         fields.text,
-        _code(fields.source_lang, "source_lang", service),
-        _code(fields.target_lang, "target_lang", service),
+        code_of(fields.source_lang, "source_lang", service),
+        code_of(fields.target_lang, "target_lang", service),
         state.deadline(None),
         options=TranslateOptions(
             format=fields.tag_handling or "text", glossary=_glossary(fields, state)
@@ -156,7 +161,7 @@ def _glossary(fields: TranslateFields, state: State) -> Glossary:
     return state.glossaries.use(fields.glossary_id, "glossary_id")
 
 
-def _refuse(fields: TranslateFields) -> None:
+def refuse(fields: Choices) -> None:
     for name in _REFUSED:
         if getattr(fields, name):
             raise InvalidField(f"'{name}' is not supported by this server", param=name)
@@ -168,7 +173,7 @@ def _refuse(fields: TranslateFields) -> None:
         raise InvalidField("Value for 'model_type' not supported", param="model_type")
 
 
-def _code(given: str, param: str, service: Service) -> str:
+def code_of(given: str, param: str, service: Service) -> str:
     if param == "source_lang" and given == AUTO:
         return AUTO
     code = served(given[:60], offered(service.bundle.manifest.languages))

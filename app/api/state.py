@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,7 +10,9 @@ from starlette.types import Scope
 
 from app.access import Access
 from app.api.dialects import Dialects
+from app.api.files import Files, Work
 from app.catalog import Catalog
+from app.documents.run import Documents
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
@@ -21,7 +24,12 @@ class State:
     """Filled by the lifespan: `catalog` is None until the models are loaded."""
 
     def __init__(
-        self, metrics: Metrics, access: Access, default_timeout_s: float, max_timeout_s: float
+        self,
+        metrics: Metrics,
+        access: Access,
+        documents: Documents,
+        default_timeout_s: float,
+        max_timeout_s: float,
     ) -> None:
         self.metrics = metrics
         self.access = access
@@ -30,6 +38,9 @@ class State:
         self.max_timeout_s = max_timeout_s
         self.catalog: Catalog | None = None
         self.glossaries = Glossaries()
+        self.documents = documents
+        self.files = Files()
+        self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.draining = False
         self._drained = False
         metrics.live.set_function(lambda: self.live)

@@ -87,7 +87,6 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the command line."""
     names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
              "page", "log_level")  # fmt: skip
-             "log_level")  # fmt: skip
     given = {name: getattr(args, name, None) for name in names}
     for setting in args.set or ():
         name, equals, value = setting.partition("=")

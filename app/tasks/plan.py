@@ -27,7 +27,7 @@ from app.text.chinese import (
     offered,
     variants,
 )
-from app.text.detect import Detector
+from app.text.detect import Detection, Detector
 from app.text.glossary import Glossary
 from app.text.protect import Protected
 from app.text.quality import readable, scripts_of
@@ -134,6 +134,13 @@ class Planner:
             return await asyncio.to_thread(self._plan, *work)
         return self._plan(*work)
 
+    def ranked(self, text: str, target: str) -> list[Detection]:
+        """The languages that a text may be in which is to be translated, or is in the target
+        language already: it is answered unchanged then."""
+        goal = self._known(target)
+        among = [c for c in self._languages if (c, goal) in self._pairs or c == goal]
+        return self._detector.ranked(text, among)
+
     def _known(self, code: str) -> str:
         return known_as(code, self._languages)
 
@@ -209,10 +216,7 @@ class Planner:
         words = " ".join(bare(p, p.text) for p in parts if isinstance(p, Protected))
         candidates = []
         if source == AUTO:
-            # A text that is in the target language already is answered unchanged.
-            goal = plan.language
-            among = [c for c in self._languages if (c, goal) in self._pairs or c == goal]
-            candidates = self._detector.ranked(words, among)
+            candidates = self.ranked(words, plan.language)
             source = candidates[0].language
         script = self._variants.get(source)
         if source == SIMPLIFIED and self._variants and is_traditional(words):

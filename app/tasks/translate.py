@@ -26,7 +26,7 @@ from app.tasks.plan import AUTO, Plan, Planner
 from app.tasks.rounds import Rounds
 from app.tasks.shortlist import Shortlist
 from app.tasks.streams import Draft
-from app.text.detect import Detector
+from app.text.detect import Detection, Detector
 from app.text.protect import is_private
 from app.text.tokenizer import TextTokenizer
 
@@ -74,6 +74,10 @@ class Translator:
     def leads(self, source: str, target: str) -> bool:
         """Whether texts can be translated from one offered code to another."""
         return self._planner.leads(source, target)
+
+    def detect(self, text: str, target: str) -> Detection:
+        """The language of a text that is to be translated, or is in the target language already."""
+        return self._planner.ranked(text, target)[0]
 
     def metered(self, charge: Callable[[int], None]) -> Translator:
         """The same, with the characters of each request told before it is worked on."""
