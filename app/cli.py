@@ -50,6 +50,10 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_engine(parser)
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], help="ray: replicas on a cluster (default: local)"
+    )
+    parser.add_argument("--replicas", type=int, metavar="N", help="with --engine ray")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.set_defaults(run=serve)
 

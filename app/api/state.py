@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -24,6 +25,7 @@ class State:
         self.service: Service | None = None
         self.characters = 0  # translated for callers of DeepL's API
         self.draining = False
+        self.gather: Callable[[], Awaitable[bytes]] | None = None  # the metrics of all replicas
         self._drained = False
 
     def drain(self, timeout_s: float) -> None:
@@ -32,6 +34,10 @@ class State:
         if self.service is not None and not self._drained:
             self._drained = True
             self.service.engine.stop(drain=True, timeout_s=timeout_s)
+
+    async def exposition(self) -> bytes:
+        """What /metrics tells."""
+        return self.metrics.render() if self.gather is None else await self.gather()
 
     def ready(self) -> Service:
         """The service, if it takes requests now."""

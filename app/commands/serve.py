@@ -60,7 +60,8 @@ def _in_background(work: Callable[[], None]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level")
+    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level",
+             "engine", "replicas")  # fmt: skip
     settings = Settings.load({name: getattr(args, name, None) for name in names})
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -68,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     # A bad bundle or too little memory is told in one line, before anything starts.
     manifest = Bundle.open(settings.bundle).manifest
     fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
+    if settings.engine == "ray":
+        from app.commands import cluster
+
+        return cluster.run(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
