@@ -60,6 +60,8 @@ lock: $(TOOLS)/.ready  ## pin pyproject's packages for the server and the image,
 	  --output-file docker/requirements-derive.txt
 	$(LOCKED) pyproject.toml --extra gpu --constraint docker/requirements-serve.txt \
 	  --output-file docker/requirements-gpu.txt
+	$(LOCKED) pyproject.toml --extra cpu --extra client --extra ray --constraint docker/requirements-serve.txt \
+	  --output-file docker/requirements-ray.txt
 	$(LOCKED) docker/requirements-build.in --output-file docker/requirements-build.txt
 
 sbom: $(SERVE)/.ready $(TOOLS)/.ready  ## what the serving environment holds, as CycloneDX
@@ -86,8 +88,9 @@ $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
 	$(install)
 
-$(RAY)/.ready: docker/requirements-ray.txt docker/requirements-serve.txt pyproject.toml
+$(RAY)/.ready: docker/requirements-ray.txt pyproject.toml
 	$(install)
+	$(@D)/bin/pip install --quiet "$$(grep '^pytest==' docker/requirements-dev.txt)"
 
 $(TOOLS)/.ready: docker/requirements-tools.txt
 	$(PYTHON) -m venv $(@D)

@@ -19,22 +19,24 @@ from app.errors import SettingsError
 from app.settings import Settings
 
 _APPLICATION = "gpt2-mt"
-_EDGE = {
+_VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.commands.edge:middlewares",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # Ray's 5 s are too short for a busy machine
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 log = logging.getLogger("app.serve")
 
 
 def run(settings: Settings) -> int:
-    os.environ.update(_EDGE)  # before ray is imported: it reads them once
+    os.environ.update(_VARIABLES)  # before ray is imported: it reads them once
     ray, serve = import_module("ray"), import_module("ray.serve")
     stop = threading.Event()
     address = os.environ.get("RAY_ADDRESS", "local")
     own = (
         {"num_cpus": available_threads(), "include_dashboard": False} if address == "local" else {}
     )
-    ray.init(address, runtime_env={"env_vars": _EDGE}, configure_logging=False, **own)
+    ray.init(address, runtime_env={"env_vars": _VARIABLES}, configure_logging=False, **own)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:

@@ -7,18 +7,20 @@ ends with an event that tells the error. What a replica answered goes through as
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.dialects import Dialects
-from app.api.problems import MEDIA_TYPE
 from app.errors import NotReady
-from app.main import APIS
+
+if TYPE_CHECKING:
+    from app.api.dialects import Dialects
 
 _OF_RAY = "/-/"  # its own health and routes
 _REPLICA_SAYS = "server-timing"  # in every answer of the application and in none of the proxy
@@ -33,9 +35,6 @@ def middlewares() -> list[Middleware]:
 class Edge:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._dialects = Dialects()
-        for api in APIS.values():
-            self._dialects.speak(api.router, api.tell)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(_OF_RAY):
@@ -52,16 +51,29 @@ class Edge:
     async def _tell(self, answer: _Answer, scope: Scope, receive: Receive, send: Send) -> None:
         error = NotReady("no replica answers now", retry_after_s=1)
         scope.setdefault("state", {})["request_id"] = answer.request_id
-        told = self._dialects.answer(error, scope)
+        dialects = await asyncio.to_thread(_dialects)
+        told = dialects.answer(error, scope)
         if not answer.started:
             told.headers["X-Request-ID"] = answer.request_id
             await told(scope, receive, send)
         elif answer.streams:
             event: Any = json.loads(bytes(told.body))
-            if told.media_type == MEDIA_TYPE:
+            if "problem" in told.headers["content-type"]:
                 event = {"error": event}
             body = f"data: {json.dumps(event)}\n\n".encode()
             await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@cache
+def _dialects() -> Dialects:
+    """Of all routes; imported when first needed, so that a proxy starts in time."""
+    from app.api.dialects import Dialects
+    from app.main import APIS
+
+    dialects = Dialects()
+    for api in APIS.values():
+        dialects.speak(api.router, api.tell)
+    return dialects
 
 
 class _Answer:
