@@ -7,10 +7,12 @@ PEERS := .venv-peers
 GPU := .venv-gpu
 RAY := .venv-ray
 TOOLS := .venv-tools
+ENGINE ?= docker
+IMAGE ?= gpt2-mt
 OUT ?= build/demo
 BENCH ?= build/bench
 
-.PHONY: serve test check demo bench test-gpu bench-gpu test-ray lock sbom audit clean
+.PHONY: serve test check demo bench test-gpu bench-gpu test-ray image test-image lock sbom audit clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -46,6 +48,12 @@ test-gpu: $(GPU)/.ready  ## the tests that need an NVIDIA GPU
 
 bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the share of its bandwidth
 	$(GPU)/bin/python -m benchmarks.gpu --out $(BENCH)
+
+image:  ## the server as an image, by docker, podman or buildah
+	$(ENGINE) build --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+test-image: $(DEV)/.ready  ## that image in a container without network, privilege or a writable file
+	IMAGE=$(IMAGE) $(DEV)/bin/python -m pytest -q -rs tests/docker/test_image.py
 
 test-ray: $(RAY)/.ready  ## the tests of several replicas on Ray, in an environment of its own
 	$(RAY)/bin/python -m pytest -q tests/app/commands/test_ray.py
