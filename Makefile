@@ -7,10 +7,12 @@ PEERS := .venv-peers
 GPU := .venv-gpu
 RAY := .venv-ray
 TOOLS := .venv-tools
+ENGINE ?= docker
+IMAGE ?= gpt2-mt
 OUT ?= build/demo
 BENCH ?= build/bench
 
-.PHONY: serve test check demo bench test-gpu bench-gpu test-ray lock sbom audit clean
+.PHONY: serve test check demo bench test-gpu bench-gpu test-ray image test-image lock sbom audit clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -47,6 +49,12 @@ test-gpu: $(GPU)/.ready  ## the tests that need an NVIDIA GPU
 bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the share of its bandwidth
 	$(GPU)/bin/python -m benchmarks.gpu --out $(BENCH)
 
+image:  ## the server as an image, by docker, podman or buildah
+	$(ENGINE) build --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+test-image: $(DEV)/.ready  ## that image in a container without network, privilege or a writable file
+	IMAGE=$(IMAGE) $(DEV)/bin/python -m pytest -q -rs tests/docker/test_image.py
+
 test-ray: $(RAY)/.ready  ## the tests of several replicas on Ray, in an environment of its own
 	$(RAY)/bin/python -m pytest -q tests/app/commands/test_ray.py
 
@@ -60,6 +68,8 @@ lock: $(TOOLS)/.ready  ## pin pyproject's packages for the server and the image,
 	  --output-file docker/requirements-derive.txt
 	$(LOCKED) pyproject.toml --extra gpu --constraint docker/requirements-serve.txt \
 	  --output-file docker/requirements-gpu.txt
+	$(LOCKED) pyproject.toml --extra cpu --extra client --extra ray --constraint docker/requirements-serve.txt \
+	  --output-file docker/requirements-ray.txt
 	$(LOCKED) docker/requirements-build.in --output-file docker/requirements-build.txt
 
 sbom: $(SERVE)/.ready $(TOOLS)/.ready  ## what the serving environment holds, as CycloneDX
@@ -86,8 +96,9 @@ $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
 	$(install)
 
-$(RAY)/.ready: docker/requirements-ray.txt docker/requirements-serve.txt pyproject.toml
+$(RAY)/.ready: docker/requirements-ray.txt pyproject.toml
 	$(install)
+	$(@D)/bin/pip install --quiet "$$(grep '^pytest==' docker/requirements-dev.txt)"
 
 $(TOOLS)/.ready: docker/requirements-tools.txt
 	$(PYTHON) -m venv $(@D)

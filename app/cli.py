@@ -58,6 +58,10 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--glossaries", metavar="DIR", help="keep stored glossaries here (default: in memory)"
     )
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], help="ray: replicas on a cluster (default: local)"
+    )
+    parser.add_argument("--replicas", type=int, metavar="N", help="with --engine ray")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--config", metavar="PATH", help="TOML file of settings")
     parser.add_argument(

@@ -28,6 +28,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
+    engine: Literal["local", "ray"] = Field(
+        "local", description="ray: replicas on a cluster of Ray; needs the extra ray."
+    )
+    replicas: int = Field(1, ge=1, le=1024, description="With engine ray; one port for all.")
     bundle: Path = Field(DEFAULT_BUNDLE, description="Directory of the model bundle.")
     bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Directories of more bundles, served by their names, with commas between."
@@ -98,6 +102,8 @@ class Settings(BaseSettings):
                 f"default_timeout_s {self.default_timeout_s:g} is over "
                 f"max_timeout_s {self.max_timeout_s:g}"
             )
+        if self.replicas > 1 and self.engine == "local":
+            raise ValueError(f"replicas is {self.replicas}: more than 1 need engine ray")
         return self
 
     @classmethod

@@ -33,4 +33,4 @@ async def ready(service: ReadyOf) -> HealthAnswer:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(state: StateOf) -> Response:
-    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await state.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -42,6 +43,7 @@ class State:
         self.files = Files()
         self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.draining = False
+        self.gather: Callable[[], Awaitable[bytes]] | None = None  # the metrics of all replicas
         self._drained = False
         metrics.live.set_function(lambda: self.live)
         metrics.ready.set_function(lambda: self.live and not self.draining and bool(self.catalog))
@@ -52,6 +54,10 @@ class State:
         if self.catalog is not None and not self._drained:
             self._drained = True
             self.catalog.stop(timeout_s=timeout_s)
+
+    async def exposition(self) -> bytes:
+        """What /metrics tells."""
+        return self.metrics.render() if self.gather is None else await self.gather()
 
     @property
     def live(self) -> bool:

@@ -86,7 +86,7 @@ def _in_background(work: Callable[[], None]) -> None:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the command line."""
     names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
-             "page", "log_level")  # fmt: skip
+             "page", "engine", "replicas", "log_level")  # fmt: skip
     given = {name: getattr(args, name, None) for name in names}
     for setting in args.set or ():
         name, equals, value = setting.partition("=")
@@ -109,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
     for path in (settings.bundle, *settings.bundles):
         manifest = Bundle.open(path).manifest
         fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
+    if settings.engine == "ray":
+        from app.commands import cluster
+
+        return cluster.run(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
