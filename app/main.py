@@ -30,6 +30,8 @@ APIS = {
     "tgi": tgi,
     "inference_protocol": inference_protocol,
 }
+# FastAPI's own spans and logs hold addresses, queries and messages of exceptions.
+_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 log = logging.getLogger("app.main")
 
 
@@ -57,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry=_TELEMETRY,
     )
     app.state.gpt2mt = state
     app.include_router(v1.router)

@@ -1,9 +1,10 @@
-"""Compose file, dashboard and alerts hold together: files, ports, pins, sources, names of metrics."""
+"""Compose file, dashboard and alerts hold together: files, ports, pins, sources, metrics."""
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,22 @@ def test_panels_have_an_id_a_place_and_a_provisioned_source() -> None:
 
 
 def test_grafana_finds_dashboard_and_source_where_compose_mounts_them() -> None:
-    mounts = dict(volume.split(":")[:2][::-1] for volume in COMPOSE["services"]["grafana"]["volumes"])
+    grafana = COMPOSE["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2][::-1] for volume in grafana["volumes"])
     path = DOCKER / "grafana/provisioning/dashboards/gpt2-mt.yml"
     provider = yaml.safe_load(path.read_text(encoding="utf-8"))["providers"][0]
     folder = mounts[provider["options"]["path"]]
     assert (DOCKER / folder / "gpt2-mt.json").is_file()
-    assert (DOCKER / mounts["/etc/grafana/provisioning"] / "datasources").is_dir()
-    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    for kind in ("datasources", "dashboards"):
+        assert list((DOCKER / mounts[f"/etc/grafana/provisioning/{kind}"]).glob("*.yml"))
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home == f"{provider['options']['path']}/gpt2-mt.json"
+
+
+def test_readme_starts_this_file() -> None:
+    text = (DOCKER.parent / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^docker compose -f (\S+) up", text, re.M)
+    assert found and all(DOCKER.parent / name == DOCKER / "compose.yml" for name in found)
 
 
 @pytest.mark.parametrize("name", sorted(COMPOSE["services"]))
@@ -120,6 +129,8 @@ def test_service_is_pinned_bounded_and_checked(name: str) -> None:
 
 def test_server_is_read_only_and_is_what_prometheus_scrapes() -> None:
     server = COMPOSE["services"]["server"]
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert server["image"] == f"gpt2-mt:{project['project']['version']}"
     assert server["read_only"] is True
     assert (DOCKER / server["build"]["context"] / "Dockerfile").is_file()
     config = yaml.safe_load((DOCKER / "prometheus.yml").read_text(encoding="utf-8"))

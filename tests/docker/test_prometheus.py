@@ -34,7 +34,8 @@ DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/gpt2-mt.json").read_text(encoding="utf-8"))
 PATIENCE_S = 180  # of a busy machine
 PROBABLE = {"text": ["Where is the station?", "I would like a cup of tea."], "target": "de"}
-DOUBTFUL = {"text": "Zq xv {a} {b} {c} {d} 17 23 42 qqq www jjj {e}!", "source": "en", "target": "fr"}
+HARD = "Zq xv {a} {b} {c} {d} 17 23 42 qqq www jjj {e}!"
+DOUBTFUL = {"text": HARD, "source": "en", "target": "fr"}
 
 
 def test_promtool_accepts_configuration_and_rules() -> None:
@@ -178,8 +179,7 @@ def test_rules_are_evaluated_without_an_error(prometheus: Prometheus) -> None:
 
 
 def test_variables_of_the_dashboard_have_values(prometheus: Prometheus, loaded: Server) -> None:
-    assert prometheus.get("/api/v1/label/model/values") == ["default"] or prometheus.get(
-        "/api/v1/label/model/values"
-    )
+    served = [model["id"] for model in loaded.client.get("/v1/models").json()["data"]]
+    assert prometheus.get("/api/v1/label/model/values") == served
     instances = prometheus.get("/api/v1/label/instance/values")
     assert instances == [f"127.0.0.1:{loaded.port}"]
