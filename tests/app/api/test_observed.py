@@ -96,3 +96,16 @@ def test_tokens_in_the_cache_and_the_engines_life_are_told(
             server.engine.stop(drain=False)
             assert metric(client, "gpt2mt_live") == metric(client, "gpt2mt_ready") == 0
             assert client.get("/health/live").status_code == 503
+
+
+def test_an_error_within_a_stream_is_counted(
+    fake_server: Callable[..., AbstractContextManager[Server]],
+) -> None:
+    decoder = FakeDecoder(vocabulary=600, poison=lambda history: len(history) > 12)
+    with fake_server(decoder) as server:
+        body = {"prompt": "The", "max_tokens": 30, "min_tokens": 30, "stream": True}
+        answer = server.client.post("/v1/generate", json=body)
+        assert answer.status_code == 200 and '"code":"engine_failed"' in answer.text
+        labels = {"code": "engine_failed", "endpoint": "/v1/generate"}
+        assert metric(server.client, "gpt2mt_request_errors_total", **labels) == 1
+        assert metric(server.client, "gpt2mt_run_failures_total", phase="decode") > 0
