@@ -5,10 +5,12 @@ SERVE := .venv
 DEV := .venv-dev
 PEERS := .venv-peers
 GPU := .venv-gpu
+RAY := .venv-ray
+TOOLS := .venv-tools
 OUT ?= build/demo
 BENCH ?= build/bench
 
-.PHONY: serve test check demo bench test-gpu bench-gpu clean
+.PHONY: serve test check demo bench test-gpu bench-gpu test-ray lock sbom audit clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
@@ -45,6 +47,30 @@ test-gpu: $(GPU)/.ready  ## the tests that need an NVIDIA GPU
 bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the share of its bandwidth
 	$(GPU)/bin/python -m benchmarks.gpu --out $(BENCH)
 
+test-ray: $(RAY)/.ready  ## the tests of several replicas on Ray, in an environment of its own
+	$(RAY)/bin/python -m pytest -q tests/app/commands/test_ray.py
+
+# What stands in the files is kept where pyproject.toml allows it; --upgrade-package NAME==VERSION changes one.
+LOCKED := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-header $(LOCK)
+
+lock: $(TOOLS)/.ready  ## pin pyproject's packages for the server and the image, with hashes
+	$(LOCKED) pyproject.toml --extra cpu --output-file docker/requirements-serve.txt
+	$(LOCKED) pyproject.toml --extra cpu --extra derive --constraint docker/requirements-serve.txt \
+	  --output-file docker/requirements-derive.txt
+	$(LOCKED) pyproject.toml --extra gpu --constraint docker/requirements-serve.txt \
+	  --output-file docker/requirements-gpu.txt
+	$(LOCKED) docker/requirements-build.in --output-file docker/requirements-build.txt
+
+sbom: $(SERVE)/.ready $(TOOLS)/.ready  ## what the serving environment holds, as CycloneDX
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file build/sbom.json $(SERVE)/bin/python
+
+audit: $(TOOLS)/.ready  ## known vulnerabilities of the serving packages; asks a public service
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --requirement docker/requirements-serve.txt \
+	  $$(sed -n 's/^\([A-Z][^ #]*\).*/--ignore-vuln \1/p' docker/audit-ignored.txt)
+
 # A virtual environment from the first prerequisite, its pinned requirements.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2-mt needs Python 3.11 or newer: give make PYTHON=python3.12, say")'
@@ -60,6 +86,14 @@ $(SERVE)/.ready: docker/requirements-serve.txt pyproject.toml
 $(DEV)/.ready: docker/requirements-dev.txt pyproject.toml
 	$(install)
 
+$(RAY)/.ready: docker/requirements-ray.txt docker/requirements-serve.txt pyproject.toml
+	$(install)
+
+$(TOOLS)/.ready: docker/requirements-tools.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
+
 $(GPU)/.ready: build/requirements-gpu.txt pyproject.toml
 	$(install)
 
@@ -72,4 +106,4 @@ $(PEERS)/.ready: benchmarks/requirements-peers.txt docker/requirements-dev.txt p
 	$(install)
 
 clean:
-	rm -rf $(SERVE) $(DEV) $(PEERS) $(GPU) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(SERVE) $(DEV) $(PEERS) $(GPU) $(RAY) $(TOOLS) build .mypy_cache .ruff_cache .pytest_cache

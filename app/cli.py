@@ -1,4 +1,4 @@
-"""The commands that use a bundle: serve, translate, generate, info.
+"""The commands that use a bundle: serve, translate, generate, info; and keys, of its server.
 
 `register` adds them to the console command; each is imported only when it runs. `translate` and
 `generate` run the engine in this process: no server is needed. Answers go to stdout, everything
@@ -17,6 +17,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_translate(commands)
     _register_generate(commands)
     _register_info(commands)
+    _register_keys(commands)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +39,9 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "serve",
         help="serve a bundle over HTTP",
-        description="Serve a bundle over HTTP. Every setting can also be given as an environment\n"
-        "variable: GPT2MT_ and its name, such as GPT2MT_SLOTS or GPT2MT_MAX_QUEUE.",
+        description="Serve a bundle over HTTP. A setting is taken from the command line, else\n"
+        "from an environment variable (GPT2MT_ and its name, such as GPT2MT_SLOTS), else from\n"
+        "the file of settings. SIGHUP reads changed bundles in without dropping a request.",
         epilog="example:\n  gpt2-mt serve --host 0.0.0.0 --port 8000\n"
         "  curl localhost:8000/v1/translate -H 'Content-Type: application/json' \\\n"
         '    -d \'{"text": "Good morning!", "source": "en", "target": "de"}\'',
@@ -50,7 +52,20 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_engine(parser)
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
+    parser.add_argument(
+        "--no-page", dest="page", action="store_false", default=None, help="no web page at /"
+    )
+    parser.add_argument(
+        "--glossaries", metavar="DIR", help="keep stored glossaries here (default: in memory)"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--config", metavar="PATH", help="TOML file of settings")
+    parser.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="any setting; may be given repeatedly"
+    )
+    parser.add_argument(
+        "--show-config", action="store_true", help="print all settings and where they are from"
+    )
     parser.set_defaults(run=serve)
 
 
@@ -144,6 +159,24 @@ def _register_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(run=info)
 
 
+def _register_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "keys",
+        help="make, list and remove API keys",
+        description="API keys of a server, in a file that holds their hashes: `add` prints a new\n"
+        "key, once. A running server reads the file again when it changes.",
+        epilog="example:\n  gpt2-mt keys add alice --file keys.txt --requests-per-minute 60\n"
+        "  GPT2MT_API_KEYS=keys.txt gpt2-mt serve",
+        formatter_class=_RAW,
+    )
+    parser.add_argument("action", choices=["add", "list", "remove"])
+    parser.add_argument("name", nargs="?", default="", help="whose key: letters, digits, . _ @ -")
+    parser.add_argument("--file", required=True, metavar="PATH")
+    parser.add_argument("--requests-per-minute", type=int, metavar="N", help="default: no limit")
+    parser.add_argument("--characters-per-day", type=int, metavar="N", help="default: no limit")
+    parser.set_defaults(run=keys)
+
+
 def serve(args: argparse.Namespace) -> int:
     from app.commands.serve import run
 
@@ -160,6 +193,12 @@ def generate(args: argparse.Namespace) -> int:
     from app.commands.local import run_generate
 
     return run_generate(args)
+
+
+def keys(args: argparse.Namespace) -> int:
+    from app.commands.keys import run
+
+    return run(args)
 
 
 def info(args: argparse.Namespace) -> int:

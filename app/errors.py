@@ -49,6 +49,30 @@ class BadForm(AppError):
     title = "The body is not a valid form"
 
 
+class KeyMissing(AppError):
+    status = 401
+    code = "key_missing"
+    title = "An API key is needed"
+
+
+class KeyWrong(AppError):
+    status = 401
+    code = "key_wrong"
+    title = "The API key is not valid"
+
+
+class RateLimited(AppError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests for this key"
+
+
+class QuotaExceeded(AppError):
+    status = 429
+    code = "quota_exceeded"
+    title = "The day's characters of this key are used up"
+
+
 class NotFound(AppError):
     status = 404
     code = "not_found"
@@ -58,6 +82,17 @@ class NotFound(AppError):
 class UnknownModel(NotFound):
     code = "model_not_found"
     title = "The model is not served"
+
+
+class UnknownGlossary(NotFound):
+    code = "glossary_not_found"
+    title = "There is no such glossary"
+
+
+class Exists(AppError):
+    status = 409
+    code = "already_exists"
+    title = "The name is taken"
 
 
 class MethodNotAllowed(AppError):
@@ -71,6 +106,12 @@ class SettingsError(AppError):
 
     code = "bad_setting"
     title = "A setting is not valid"
+
+
+class KeysError(SettingsError):
+    """A file of API keys that cannot be used."""
+
+    code = "bad_keys"
 
 
 class InvalidField(AppError):
@@ -87,6 +128,21 @@ class UnknownLanguage(InvalidField):
 class TooLong(InvalidField):
     code = "too_long"
     title = "The text is longer than the limit"
+
+
+class BadDocument(InvalidField):
+    """A file that is not of its format, or not one that is safe to read."""
+
+    code = "bad_document"
+    title = "The document cannot be read"
+
+    def __init__(self, detail: str, *, param: str | None = "file") -> None:
+        super().__init__(detail, param=param)
+
+
+class UnknownFormat(InvalidField):
+    code = "unknown_format"
+    title = "The document's format is not known"
 
 
 class RequestTimeout(AppError):

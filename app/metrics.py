@@ -63,6 +63,25 @@ class TokenHistogram(Collector):
         )
 
 
+class SharedGauge:
+    """A gauge of what several engines have together; each sets its own part."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._parts: dict[object, float] = {}
+        self._lock = Lock()
+
+    def set(self, owner: object, value: float) -> None:
+        with self._lock:
+            self._parts[owner] = value
+            self._gauge.set(sum(self._parts.values()))
+
+    def drop(self, owner: object) -> None:
+        with self._lock:
+            self._parts.pop(owner, None)
+            self._gauge.set(sum(self._parts.values()))
+
+
 class Metrics:
     """The service's instruments; `render` gives the text exposition format."""
 
@@ -95,20 +114,22 @@ class Metrics:
         self.ready = Gauge("gpt2mt_ready", "1 while requests are taken.", registry=r)
         self.live = Gauge("gpt2mt_live", "0 once the engine has died.", registry=r)
         # Engine
-        self.queue_depth = Gauge("gpt2mt_queue_depth", "Sequences waiting for a slot.", registry=r)
-        self.queue_limit = Gauge(
-            "gpt2mt_queue_limit", "Waiting sequences before requests are refused.", registry=r
+        self.shared: list[SharedGauge] = []
+        self.queue_depth = self._shared("queue_depth", "Sequences waiting for a slot.")
+        self.queue_limit = self._shared(
+            "queue_limit", "Waiting sequences before requests are refused."
         )
-        self.active_slots = Gauge("gpt2mt_active_slots", "KV slots in use.", registry=r)
-        self.slots = Gauge("gpt2mt_slots", "KV slots there are.", registry=r)
+        self.active_slots = self._shared("active_slots", "KV slots in use.")
+        self.slots = self._shared("slots", "KV slots there are.")
         self.cache_bytes = Gauge(
             "gpt2mt_kv_cache_bytes", "Memory of the KV cache, used or not.", registry=r
         )
-        self.cache_tokens = Gauge(
-            "gpt2mt_kv_cache_tokens", "Tokens of the sequences in slots.", registry=r
+        self.cache_tokens = self._shared("kv_cache_tokens", "Tokens of the sequences in slots.")
+        self.cache_tokens_limit = self._shared(
+            "kv_cache_tokens_limit", "Tokens that all slots have room for."
         )
-        self.cache_tokens_limit = Gauge(
-            "gpt2mt_kv_cache_tokens_limit", "Tokens that all slots have room for.", registry=r
+        self.reloads = Counter(
+            "gpt2mt_reloads", "Reloads of the bundles, by what came of it.", ["result"], registry=r
         )
         self.batch_size = Histogram(
             "gpt2mt_decode_batch_size", "Rows of a decode run.", buckets=_SIZES, registry=r
@@ -166,6 +187,12 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.documents = Counter(
+            "gpt2mt_documents",
+            "Documents, by how their translation ended.",
+            ["format", "outcome"],
+            registry=r,
+        )
         self.run_failures = Counter(
             "gpt2mt_run_failures", "Model runs that raised.", ["phase"], registry=r
         )
@@ -179,6 +206,11 @@ class Metrics:
             registry=r,
         )
         ProcessCollector(registry=r)  # memory, CPU time, open files, start
+
+    def _shared(self, name: str, documentation: str) -> SharedGauge:
+        gauge = SharedGauge(Gauge(f"gpt2mt_{name}", documentation, registry=self.registry))
+        self.shared.append(gauge)
+        return gauge
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -5,8 +5,8 @@ The server and the commands that run in process both open one; `start` and `stop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -61,6 +61,14 @@ class Service:
     generator: Generator
     limits: TaskLimits
 
+    def metered(self, charge: Callable[[int], None]) -> Service:
+        """The same for one caller, whose characters are counted."""
+        return replace(
+            self,
+            translator=self.translator.metered(charge),
+            generator=self.generator.metered(charge),
+        )
+
     @classmethod
     def open(cls, path: Path, options: ServiceOptions, metrics: Metrics) -> Service:
         """Check the bundle, load the model; the engine is not started yet."""
@@ -95,8 +103,6 @@ class Service:
             max_pieces=options.max_queue,  # more could never wait
             slots=cache.slots,
         )
-        metrics.cache_bytes.set(cache.bytes)
-        metrics.info.labels(manifest.name, manifest.model.precision).set(1)
         translating: EngineLike = engine
         if options.translation_cache:
             digest = "".join(entry.sha256 for entry in manifest.files.values())

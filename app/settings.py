@@ -6,7 +6,9 @@ the commands read settings; everything below receives values.
 
 from __future__ import annotations
 
+import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -27,6 +29,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="Directory of the model bundle.")
+    bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Directories of more bundles, served by their names, with commas between."
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -50,8 +55,14 @@ class Settings(BaseSettings):
         False, description="Translate with the bundle's vocabulary shortlist, for speed."
     )
     retry: bool = Field(True, description="Try flagged translations again, by beam.")
+    glossaries: Path | None = Field(
+        None, description="Directory of stored glossaries. Left out: in memory, until the end."
+    )
     max_queue: int = Field(2048, ge=1, description="Waiting sequences before 503.")
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_document_bytes: int = Field(
+        8_388_608, ge=1024, description="Of a document that is uploaded to be translated."
+    )
     body_timeout_s: float = Field(
         30.0, gt=0, allow_inf_nan=False, description="To receive a body; then 408."
     )
@@ -60,13 +71,20 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
     max_timeout_s: float = Field(600.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="To finish at shutdown.")
+    api_keys: Path | None = Field(
+        None, description="File of API keys, made by `gpt2-mt keys`. Left out: nobody needs one."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web pages of other origins that may call, with commas between; *: any."
+    )
+    page: bool = Field(True, description="Serve the web page at /.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = Field("text", description="json: an object a line.")
     apis: Annotated[tuple[Api, ...], NoDecode] = Field(
         get_args(Api), description="APIs of other servers that are spoken too, with commas between."
     )
 
-    @field_validator("apis", mode="before")
+    @field_validator("apis", "bundles", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -84,20 +102,71 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(
-        cls, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+        cls,
+        overrides: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        file: str | Path | None = None,
     ) -> Settings:
-        """From the environment; overrides (those that are not None) win."""
-        _refuse_unknown(os.environ if environ is None else environ)
+        """Overrides (those that are not None), else the environment, else a file of TOML."""
+        environ = os.environ if environ is None else environ
+        _refuse_unknown(environ)
         given = {k: v for k, v in (overrides or {}).items() if v is not None}
+        if file is not None:
+            set_there = {name[len(PREFIX) :].lower() for name in environ if _ours(name)}
+            given = {k: v for k, v in read_file(file).items() if k not in set_there} | given
         try:
             return cls(**given)
         except ValidationError as error:
             raise _named(error) from None
 
+    def told(self, overrides: Mapping[str, Any], file: str | Path | None) -> str:
+        """All settings as TOML, each with where it is from; what is left out is a comment."""
+        given = {name for name, value in overrides.items() if value is not None}
+        there = {name[len(PREFIX) :].lower() for name in os.environ if _ours(name)}
+        written = read_file(file) if file is not None else {}
+        lines = []
+        for name, value in self:
+            source = "default"
+            if name in given:
+                source = "command line"
+            elif name in there:
+                source = "environment"
+            elif name in written:
+                source = str(file)
+            start = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+            lines.append(f"{start}  # {source}\n")
+        return "".join(lines)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a TOML file: one table, the names those of `Settings`."""
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings in {path} cannot be read: {error}") from None
+    for name in found:
+        if name not in Settings.model_fields:
+            known = ", ".join(Settings.model_fields)
+            raise SettingsError(f"{path}: unknown setting {name}; known are {known}", param=name)
+    return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX)
+
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for name in environ:
-        if name.upper().startswith(PREFIX):
+        if _ours(name):
             field = name[len(PREFIX) :].lower()
             if field not in Settings.model_fields:
                 known = ", ".join(PREFIX + f.upper() for f in Settings.model_fields)

@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,7 +42,7 @@ class Server:
 
     @property
     def engine(self) -> Engine:
-        return self.app.state.gpt2mt.service.engine
+        return self.app.state.gpt2mt.catalog.first.engine
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + 10
@@ -96,7 +97,7 @@ def fake_server(
     """Over any decoder: `with fake_server(decoder, max_queue=...) as server`."""
 
     def start(decoder: Any, **settings: Any) -> contextlib.AbstractContextManager[Server]:
-        def opened(values: Settings, metrics: Metrics) -> Service:
+        def opened(path: Path, values: Settings, metrics: Metrics) -> Service:
             return fake_service(fp32_bundle, decoder, values, metrics)
 
         monkeypatch.setattr(app.main, "_open", opened)
@@ -107,7 +108,6 @@ def fake_server(
 
 def fake_service(bundle: Bundle, decoder: Any, settings: Settings, metrics: Metrics) -> Service:
     engine = Engine(decoder, metrics, max_queue=settings.max_queue)
-    engine.start()
     tokenizer, detector = TextTokenizer.of(bundle), Detector(list(bundle.manifest.languages))
     limits = TaskLimits(decoder.capacity, decoder.capacity - 1)
     translator = Translator(

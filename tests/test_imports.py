@@ -25,10 +25,12 @@ FLOORS = [
     {"app.commands"},
     {"app.main"},
     {"app.api"},
+    {"app.catalog"},
     {"app.service"},
+    {"app.documents"},
     {"app.tasks"},
     {"app.engine", "app.text"},
-    {"app.bundle", "app.logs", "app.metrics", "app.settings", "app.tracing"},
+    {"app.access", "app.bundle", "app.logs", "app.metrics", "app.settings", "app.tracing"},
     {"app.errors", "app.graph", "app.record"},
 ]
 

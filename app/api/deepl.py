@@ -1,9 +1,9 @@
-"""DeepL's API over the translation task: /v2/translate, /v2/languages, /v2/usage.
+"""DeepL's API: /v2/translate, /v2/languages, /v2/usage, and its glossaries.
 
-Bodies are JSON or forms; any key is accepted. Codes are upper case, English and Portuguese targets
-have a region, which changes nothing here. `context`, `split_sentences` and `preserve_formatting`
-are taken and change nothing; what would have to change the answer and cannot (glossaries,
-formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
+Bodies are JSON or forms; without a file of keys any key is accepted. Codes are upper case, English
+and Portuguese targets have a region, which changes nothing here. `context`, `split_sentences` and
+`preserve_formatting` are taken and change nothing; what would have to change the answer and cannot
+(formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api import deepl_glossaries
+from app.api.access import CallerOf, ServiceOf
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
-from app.api.state import ServiceOf, StateOf
+from app.api.state import State, StateOf
 from app.api.streams import server_timing
-from app.errors import AppError, InvalidField, UnknownLanguage
+from app.errors import (
+    AppError,
+    InvalidField,
+    KeyMissing,
+    KeyWrong,
+    QuotaExceeded,
+    UnknownLanguage,
+)
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, TranslateOptions, Translation
+from app.text.chinese import SIMPLIFIED, TRADITIONAL, VARIANTS, known_as, offered
+from app.text.glossary import Glossary
 
 # Languages that are a target by region only, and the regions' names.
 _REGIONS = {
     "en": {"GB": "British", "US": "American"},
     "pt": {"BR": "Brazilian", "PT": "European"},
 }
-_REFUSED = (
-    "glossary_id", "glossary_ids", "style_id", "translation_memory_id", "custom_instructions"
-)  # fmt: skip
+_REFUSED = ("glossary_ids", "style_id", "translation_memory_id", "custom_instructions")
 _UNLIMITED = 10**12  # characters, as DeepL tells those who have no limit
 
 
@@ -38,10 +47,11 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class TranslateFields(BaseModel):
+class Choices(BaseModel):
+    """What texts and documents have in common."""
+
     model_config = ConfigDict(extra="ignore")
 
-    text: Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
     target_lang: str
     source_lang: str = AUTO
     context: str = ""
@@ -53,8 +63,8 @@ class TranslateFields(BaseModel):
     ) = None
     show_billed_characters: bool = False
     tag_handling: Literal["xml", "html"] | None = None
-    glossary_id: Any = Field(None, description="As the ones below: must be left out.")
-    glossary_ids: Any = None
+    glossary_id: Annotated[str, Field(max_length=100)] | None = None
+    glossary_ids: Any = Field(None, description="As the ones below: must be left out.")
     style_id: Any = None
     translation_memory_id: Any = None
     custom_instructions: Any = None
@@ -65,6 +75,10 @@ class TranslateFields(BaseModel):
         return {name: value for name, value in data.items() if value is not None}
 
 
+class TranslateFields(Choices):
+    text: Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
+
+
 class LanguagesFields(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -72,6 +86,10 @@ class LanguagesFields(BaseModel):
 
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
+    if isinstance(error, KeyMissing | KeyWrong):
+        return 403, {"message": f"Forbidden: {error.detail}"}
+    if isinstance(error, QuotaExceeded):
+        return 456, {"message": f"Quota exceeded: {error.detail}"}
     return 400 if error.status == 422 else error.status, {"message": detail(error)}
 
 
@@ -85,17 +103,18 @@ async def translate(
     request: Request, response: Response, state: StateOf, service: ServiceOf
 ) -> dict[str, Any]:
     fields = validated(TranslateFields, await fields_of(request, arrays={"text"}))
-    _refuse(fields)
+    refuse(fields)
     work = service.translator.run(
         fields.text,
-        _code(fields.source_lang, "source_lang", service),
-        _code(fields.target_lang, "target_lang", service),
+        code_of(fields.source_lang, "source_lang", service),
+        code_of(fields.target_lang, "target_lang", service),
         state.deadline(None),
-        options=TranslateOptions(format=fields.tag_handling or "text"),
+        options=TranslateOptions(
+            format=fields.tag_handling or "text", glossary=_glossary(fields, state)
+        ),
         unchanged=True,
     )
     result = await unless_gone(request, work)
-    state.characters += sum(map(len, fields.text))
     response.headers["Server-Timing"] = server_timing(result.timing)
     response.headers["X-Trace-ID"] = request.scope["state"]["request_id"]
     told = zip(fields.text, result.translations, strict=True)
@@ -109,8 +128,10 @@ async def languages(request: Request, service: ServiceOf) -> list[dict[str, Any]
     manifest = service.bundle.manifest
     ends = {pair[kind == "target"] for pair in manifest.pairs}
     found: list[dict[str, Any]] = []
-    for code, name in manifest.languages.items():
-        if code not in ends:
+    for code, name in offered(manifest.languages).items():
+        if code in VARIANTS and (code != TRADITIONAL or kind == "source"):
+            continue  # sources have no script there, and targets no other one
+        if known_as(code, manifest.languages) not in ends:
             continue
         if kind == "source":
             found.append({"language": code.upper(), "name": name})
@@ -124,12 +145,23 @@ async def languages(request: Request, service: ServiceOf) -> list[dict[str, Any]
     return found
 
 
-@router.get("/usage", summary="Characters translated since the server started; there is no limit")
-async def usage(state: StateOf) -> dict[str, int]:
-    return {"character_count": state.characters, "character_limit": _UNLIMITED}
+@router.get("/usage", summary="The caller's characters of today, or of all days if without limit")
+async def usage(caller: CallerOf) -> dict[str, int]:
+    quota = caller.key.characters_per_day
+    if quota is None:
+        return {"character_count": caller.characters, "character_limit": _UNLIMITED}
+    return {"character_count": caller.today, "character_limit": quota}
 
 
-def _refuse(fields: TranslateFields) -> None:
+def _glossary(fields: TranslateFields, state: State) -> Glossary:
+    if not fields.glossary_id:
+        return Glossary()
+    if fields.source_lang == AUTO:
+        raise InvalidField("'source_lang' is required with a glossary", param="source_lang")
+    return state.glossaries.use(fields.glossary_id, "glossary_id")
+
+
+def refuse(fields: Choices) -> None:
     for name in _REFUSED:
         if getattr(fields, name):
             raise InvalidField(f"'{name}' is not supported by this server", param=name)
@@ -141,19 +173,23 @@ def _refuse(fields: TranslateFields) -> None:
         raise InvalidField("Value for 'model_type' not supported", param="model_type")
 
 
-def _code(given: str, param: str, service: Service) -> str:
+def code_of(given: str, param: str, service: Service) -> str:
     if param == "source_lang" and given == AUTO:
         return AUTO
-    code = served(given[:60], service.bundle.manifest.languages)
+    code = served(given[:60], offered(service.bundle.manifest.languages))
     if code is None:
         raise UnknownLanguage(f"Value for '{param}' not supported: {given[:60]!r}", param=param)
     return code
 
 
 def _translation(text: str, one: Translation, fields: TranslateFields) -> dict[str, Any]:
-    told: dict[str, Any] = {"detected_source_language": one.source.upper(), "text": one.text}
+    source = SIMPLIFIED if one.source in VARIANTS else one.source
+    told: dict[str, Any] = {"detected_source_language": source.upper(), "text": one.text}
     if fields.show_billed_characters:
         told["billed_characters"] = len(text)
     if fields.model_type is not None:
         told["model_type_used"] = "latency_optimized"
     return told
+
+
+router.include_router(deepl_glossaries.router)

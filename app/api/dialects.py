@@ -42,6 +42,8 @@ class Dialects:
         note_error(error.code)
         path = getattr(scope.get("route"), "path", scope["path"])
         telling = self._by_path.get(str(path))
+        if error.status == 401:
+            headers = {**(headers or {}), "WWW-Authenticate": "Bearer"}
         if telling is None:
             return problem(error, scope, errors=errors, headers=headers)
         status, body = telling(error)

@@ -46,6 +46,16 @@ TRANSLATE: dict[str, Example] = {
         },
     ),
 }
+TRANSLATE["stream"] = Example(
+    summary="Server-sent events, sentence by sentence",
+    value={"text": "Good morning! Where is it?", "source": "en", "target": "de", "stream": True},
+)
+GLOSSARY: dict[str, Example] = {
+    "animals": Example(
+        summary="Terms of one language pair",
+        value={"name": "animals", "source": "en", "target": "de", "entries": {"cat": "Kater"}},
+    )
+}
 GENERATE: dict[str, Example] = {
     "greedy": Example(
         summary="The likeliest continuation",
@@ -84,6 +94,25 @@ GENERATE: dict[str, Example] = {
         value={"prompt": "The weather today is", "max_tokens": 32, "stream": True},
     ),
 }
+_TRANSLATE_EVENTS = """\
+data: {"type":"token","index":0,"sentence":0,"offset":0,"text":"Guten"}
+
+data: {"type":"token","index":0,"sentence":0,"offset":5,"text":" Morgen!"}
+
+data: {"type":"sentence","index":0,"sentence":0,"source":{"start":0,"end":13},\
+"target":{"start":0,"end":13},"text":"Guten Morgen!",\
+"quality":{"score":-0.6,"flags":[],"lost":[],"method":"first"}}
+
+data: {"type":"translation","index":0,"text":"Guten Morgen!","source":"en","detected":null,\
+"finish_reason":"stop","truncated":false,"alternatives":[],"quality":{"score":-0.6,"flags":[],\
+"sentences":[{"score":-0.6,"flags":[],"lost":[],"method":"first"}],"glossary":null},"error":null}
+
+data: {"type":"done","usage":{"prompt_tokens":6,"completion_tokens":3},\
+"timing":{"queue_s":0.0004,"prefill_s":0.0061,"decode_s":0.0312},"model":"gpt2-mt-default"}
+
+data: [DONE]
+
+"""
 TRANSLATE_ANSWER: dict[str, Any] = {
     "content": {
         "application/json": {
@@ -92,7 +121,11 @@ TRANSLATE_ANSWER: dict[str, Any] = {
                     {
                         "text": "Good morning, everyone.",
                         "source": "fr",
-                        "detected": {"language": "fr", "confidence": 0.9991},
+                        "detected": {
+                            "language": "fr",
+                            "confidence": 0.9991,
+                            "candidates": [{"language": "fr", "confidence": 0.9991}],
+                        },
                         "finish_reason": "stop",
                         "truncated": False,
                         "alternatives": [],
@@ -104,13 +137,15 @@ TRANSLATE_ANSWER: dict[str, Any] = {
                             ],
                             "glossary": None,
                         },
+                        "error": None,
                     }
                 ],
                 "usage": _USAGE,
                 "timing": _TIMING,
                 "model": "gpt2-mt-default",
             }
-        }
+        },
+        "text/event-stream": {"schema": {"type": "string"}, "example": _TRANSLATE_EVENTS},
     }
 }
 _EVENTS = """\

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.openapi import errors
 from app.api.schemas import HealthAnswer
-from app.api.state import ServiceOf, StateOf
+from app.api.state import ReadyOf, StateOf
 from app.errors import NotReady
 
 router = APIRouter(tags=["health"])
@@ -26,7 +26,7 @@ async def live(state: StateOf) -> HealthAnswer:
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Ready for requests", responses=errors(NotReady))
-async def ready(service: ServiceOf) -> HealthAnswer:
+async def ready(service: ReadyOf) -> HealthAnswer:
     """503 while the model is loaded and while the server drains."""
     return HealthAnswer()
 

@@ -13,9 +13,8 @@ from fastapi import APIRouter, Request
 from app.api.health import live as alive
 from app.api.openapi import shaped
 from app.api.problems import detail
-from app.api.state import ServiceOf, StateOf
-from app.errors import AppError, UnknownModel
-from app.service import Service
+from app.api.state import ReadyOf, State, StateOf
+from app.errors import AppError
 
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
@@ -32,7 +31,7 @@ async def live(state: StateOf) -> dict[str, bool]:
 
 
 @router.get("/health/ready", summary="Ready for requests")
-async def ready(service: ServiceOf) -> dict[str, bool]:
+async def ready(service: ReadyOf) -> dict[str, bool]:
     return {"ready": True}
 
 
@@ -42,8 +41,8 @@ async def server(request: Request) -> dict[str, Any]:
 
 
 @router.get("/models/{name}", summary="The model")
-async def model(name: str, service: ServiceOf) -> dict[str, Any]:
-    _check(name, service)
+async def model(name: str, state: StateOf) -> dict[str, Any]:
+    _check(name, state)
     return {
         "name": name,
         "platform": "onnxruntime_onnx",
@@ -53,12 +52,10 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 
 
 @router.get("/models/{name}/ready", summary="Whether the model is ready")
-async def model_ready(name: str, service: ServiceOf) -> dict[str, Any]:
-    _check(name, service)
+async def model_ready(name: str, state: StateOf) -> dict[str, Any]:
+    _check(name, state)
     return {"name": name, "ready": True}
 
 
-def _check(name: str, service: Service) -> None:
-    served = service.bundle.manifest.name
-    if name != served:
-        raise UnknownModel(f"unknown model {name[:60]!r}; this server has {served!r}", param="name")
+def _check(name: str, state: State) -> None:
+    state.ready().lease(name, param="name").close()

@@ -1,4 +1,4 @@
-"""LibreTranslate's API: /translate, /detect, /languages and /frontend/settings.
+"""LibreTranslate's API: /translate, /translate_file, /detect, /languages, /frontend/settings.
 
 Bodies are JSON or forms, errors `{"error": "..."}`, nearly all of them 400, with LibreTranslate's
 own words where it has some. Unknown fields and any API key are ignored, as by a server without
@@ -8,23 +8,39 @@ says the same.
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
 
+from app.api.access import ServiceOf, key_in_body
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, media_type, unless_gone
-from app.api.state import ServiceOf, StateOf
+from app.api.state import ReadyOf, StateOf
 from app.api.streams import server_timing
-from app.errors import AppError, InvalidField, QueueFull, UnknownLanguage
+from app.api.uploads import attachment, upload_of
+from app.documents.formats import EXTENSIONS, format_of, translated_name
+from app.errors import (
+    AppError,
+    InvalidField,
+    KeyMissing,
+    KeyWrong,
+    NotFound,
+    QueueFull,
+    UnknownLanguage,
+)
 from app.service import Service
 from app.tasks.languages import served
-from app.tasks.translate import AUTO, BOUNDS, TranslateOptions, Translation
+from app.tasks.translate import AUTO, BOUNDS, PLAIN, TranslateOptions, Translation
+from app.text.chinese import TRADITIONAL, offered
 from app.text.detect import Detection
 
+_ALIASES = {"zt": TRADITIONAL}
 _TOLD = {"zh": "zh-Hans"}  # codes that LibreTranslate tells otherwise
 _CANDIDATES = 3  # languages that /detect tells at most
 _FRONTEND_TIMEOUT_MS = 500  # LibreTranslate's default
@@ -38,6 +54,13 @@ class TranslateFields(BaseModel):
     target: str
     format: Literal["text", "html"] = "text"
     alternatives: int = 0
+    api_key: str = ""
+
+
+class FileFields(BaseModel):
+    file: Annotated[str, Field(json_schema_extra={"format": "binary"})]
+    source: str
+    target: str
     api_key: str = ""
 
 
@@ -65,11 +88,17 @@ class _Ask:
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
     if isinstance(error, QueueFull):
         return 429, {"error": f"Slowdown: {error.detail}"}
+    if isinstance(error, KeyWrong):
+        return 403, {"error": "Invalid API key"}
+    if isinstance(error, KeyMissing):
+        return 400, {"error": "Please contact the server operator to get an API key"}
     status = 400 if error.status in (400, 415, 422) else error.status
     return status, {"error": detail(error)}
 
 
-router = APIRouter(tags=["LibreTranslate"], responses=shaped(tell))
+router = APIRouter(
+    tags=["LibreTranslate"], responses=shaped(tell), dependencies=[Depends(key_in_body)]
+)
 
 
 @router.post(
@@ -105,6 +134,40 @@ async def translate(
 
 
 @router.post(
+    "/translate_file",
+    summary="Translate a file, as LibreTranslate does",
+    openapi_extra=document(FileFields, "multipart/form-data"),
+)
+async def translate_file(
+    request: Request, state: StateOf, service: ServiceOf
+) -> dict[str, str]:
+    upload, fields = await upload_of(request)
+    if upload is None:
+        raise _missing("file")
+    source, target = _pair(fields, service)
+    if not upload.filename or not upload.data:
+        raise InvalidField("Invalid request: empty file", param="file")
+    form = format_of(upload.filename)
+    deadline = state.deadline(state.max_timeout_s)
+    work = state.documents.run(
+        service.translator, upload.data, form, source, target, deadline, PLAIN
+    )
+    made = await unless_gone(request, work)
+    name = translated_name(upload.filename, target)
+    key = f"{uuid.uuid4()}.{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-100:]}"
+    state.files.put(key, name, form.media_types[0], made.data)
+    return {"translatedFileUrl": str(request.url_for("download_file", filename=key))}
+
+
+@router.get("/download_file/{filename}", summary="A file translated before, for half an hour")
+async def download_file(filename: str, state: StateOf) -> Response:
+    file = state.files.get(filename)
+    if file is None:
+        raise NotFound("there is no such file, or not any more", param="filename")
+    return attachment(file.name, file.data, file.media_type, {})
+
+
+@router.post(
     "/detect",
     summary="Detect a language, as LibreTranslate does",
     openapi_extra=document(DetectFields),
@@ -117,30 +180,30 @@ async def detect(request: Request, service: ServiceOf) -> list[dict[str, Any]]:
 
 
 @router.get("/languages", summary="Languages, as LibreTranslate tells them")
-async def languages(service: ServiceOf) -> list[dict[str, Any]]:
-    manifest = service.bundle.manifest
+async def languages(service: ReadyOf) -> list[dict[str, Any]]:
+    known, leads = _known(service), service.translator.leads
     return [
         {
             "code": _told(code),
             "name": name,
-            "targets": sorted(_told(t) for s, t in {*manifest.pairs, (code, code)} if s == code),
+            "targets": sorted(_told(t) for t in known if t == code or leads(code, t)),
         }
-        for code, name in manifest.languages.items()
+        for code, name in known.items()
     ]
 
 
 @router.get("/frontend/settings", summary="What LibreTranslate tells its web page")
-async def frontend_settings(service: ServiceOf) -> dict[str, Any]:
+async def frontend_settings(state: StateOf, service: ReadyOf) -> dict[str, Any]:
     names = list(service.bundle.manifest.languages.items())
     code, name = names[1] if len(names) > 1 else names[0]
     return {
         "charLimit": service.limits.max_characters,
         "frontendTimeout": _FRONTEND_TIMEOUT_MS,
-        "apiKeys": False,
-        "keyRequired": False,
+        "apiKeys": state.access.closed,
+        "keyRequired": state.access.closed,
         "suggestions": False,
-        "filesTranslation": False,
-        "supportedFilesFormat": [],
+        "filesTranslation": True,
+        "supportedFilesFormat": list(EXTENSIONS),
         "language": {
             "source": {"code": AUTO, "name": "Auto Detect"},
             "target": {"code": _told(code), "name": name},
@@ -150,21 +213,33 @@ async def frontend_settings(service: ServiceOf) -> dict[str, Any]:
 
 def _ask(fields: dict[str, Any], service: Service) -> _Ask:
     texts = _texts(fields)
-    source, target = _text(fields, "source"), _text(fields, "target")
+    _text(fields, "source"), _text(fields, "target")  # what is missing is told first
     alternatives = _alternatives(fields, service)
-    known = service.bundle.manifest.languages
-    origin = AUTO if source.casefold() == AUTO else served(source, known)
-    goal = served(target, known)
+    origin, goal = _pair(fields, service)
+    return _Ask(texts, origin, goal, alternatives, _format(fields))
+
+
+def _pair(fields: Mapping[str, Any], service: Service) -> tuple[str, str]:
+    source, target = _text(fields, "source"), _text(fields, "target")
+    known = _known(service)
+    origin = AUTO if source.casefold() == AUTO else served(_ALIASES.get(source, source), known)
+    goal = served(_ALIASES.get(target, target), known)
     if origin is None or goal is None:
         param, code = ("source", source) if origin is None else ("target", target)
         raise UnknownLanguage(f"{code} is not supported", param=param)
-    if origin not in (AUTO, goal) and (origin, goal) not in service.bundle.manifest.pairs:
+    if origin not in (AUTO, goal) and not service.translator.leads(origin, goal):
         raise UnknownLanguage(
             f"{known[goal]} ({goal}) is not available as a target language from "
             f"{known[origin]} ({origin})",
             param="target",
         )
-    return _Ask(texts, origin, goal, alternatives, _format(fields))
+    return origin, goal
+
+
+def _known(service: Service) -> dict[str, str]:
+    """As LibreTranslate has them, without the regions of Chinese."""
+    found = offered(service.bundle.manifest.languages)
+    return {code: name for code, name in found.items() if code not in ("zh-TW", "zh-HK")}
 
 
 def _texts(fields: dict[str, Any]) -> str | list[str]:
@@ -181,7 +256,7 @@ def _texts(fields: dict[str, Any]) -> str | list[str]:
     return given
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def _text(fields: Mapping[str, Any], name: str) -> str:
     given = fields.get(name)
     if not given:
         raise _missing(name)

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -42,6 +43,7 @@ class RequestContext:
         max_body_bytes: int,
         body_timeout_s: float,
         paths: frozenset[str],
+        uploads: Mapping[str, int],
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
@@ -49,6 +51,7 @@ class RequestContext:
         self._metrics = state.metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
+        self._uploads = uploads  # limits of bodies by path, where others hold
         self._paths = paths  # to name a request that was refused before it was routed
         self._tracing = tracing
 
@@ -65,6 +68,8 @@ class RequestContext:
         try:
             await self._answer(exchange, scope, receive)
         finally:
+            for lease in scope["state"].pop("leases", ()):
+                lease.close()
             self._metrics.requests_in_flight.dec()
             done = self._done(exchange, scope)
             self._tell(record, done)
@@ -74,7 +79,8 @@ class RequestContext:
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
-            body = await _read(scope, receive, self._max_body_bytes, self._body_timeout_s)
+            limit = self._uploads.get(scope["path"], self._max_body_bytes)
+            body = await _read(scope, receive, limit, self._body_timeout_s)
             await self._app(scope, _replay(body, receive), exchange.send)
         except (ClientGone, ClientDisconnect):
             return

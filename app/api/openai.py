@@ -15,14 +15,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.access import ServicesOf
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.schemas import Bias, ModelAnswer, Real, Stops, Texts, TokenId, within
-from app.api.state import ServiceOf, StateOf
+from app.api.state import StateOf
 from app.api.streams import EventStream, server_timing
 from app.api.v1 import model_of
-from app.errors import AppError, InvalidField, UnknownModel
+from app.errors import AppError, InvalidField
 from app.service import Service
 from app.tasks.generate import (
     BOUNDS,
@@ -124,8 +125,9 @@ async def completions(
     request: Request,
     response: Response,
     state: StateOf,
-    service: ServiceOf,
+    services: ServicesOf,
 ) -> dict[str, Any] | Response:
+    service = services.named(body.model)
     _check(body, service)
     deadline = state.deadline(None)
     request_id = request.scope["state"]["request_id"]
@@ -151,22 +153,11 @@ async def completions(
 
 
 @router.get("/models/{model}", summary="One model, as OpenAI tells it")
-async def model(model: str, service: ServiceOf) -> ModelAnswer:
-    _check_model(model, service)
-    return model_of(service)
-
-
-def _check_model(name: str, service: Service) -> None:
-    served = service.bundle.manifest.name
-    if name != served:
-        raise UnknownModel(
-            f"The model {name[:60]!r} does not exist; this server has {served!r}", param="model"
-        )
+async def model(model: str, services: ServicesOf) -> ModelAnswer:
+    return model_of(services.named(model))
 
 
 def _check(body: CompletionRequest, service: Service) -> None:
-    if body.model is not None:
-        _check_model(body.model, service)
     if body.stream_options is not None and not body.stream:
         raise InvalidField("stream_options needs stream to be true", param="stream_options")
     if body.suffix:

@@ -16,10 +16,13 @@ from app.errors import (
     BadJson,
     BodyTooLarge,
     DeadlineExceeded,
+    Exists,
     InvalidField,
     NotReady,
     QueueFull,
     RequestTimeout,
+    UnknownGlossary,
+    UnknownModel,
     UnsupportedMediaType,
 )
 
@@ -37,7 +40,10 @@ _SAMPLES: dict[type[AppError], AppError] = {
     UnsupportedMediaType: UnsupportedMediaType(
         "Content-Type is text/plain: send application/json", param="Content-Type"
     ),
+    UnknownModel: UnknownModel("there is no model 'x'; here are 'gpt2-mt-mini'", param="model"),
     InvalidField: InvalidField('top_p is "0.9": Input should be a valid number', param="top_p"),
+    UnknownGlossary: UnknownGlossary("there is no glossary 'animals'", param="glossary"),
+    Exists: Exists("there is a glossary 'animals' already", param="name"),
     QueueFull: QueueFull("2048 sequences are waiting; the limit is 2048", retry_after_s=3),
     NotReady: NotReady("the model is being loaded", retry_after_s=1),
     DeadlineExceeded: DeadlineExceeded("no complete answer within timeout_s=5"),
@@ -57,7 +63,7 @@ def shaped(telling: Telling) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make the document one that knows the problem schema, and its page the first one."""
+    """Make the document one that knows the problem schema."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -75,6 +81,10 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def redirect_to_docs(app: FastAPI) -> None:
+    """Make the document's page the first one."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def first(request: Request) -> Response:

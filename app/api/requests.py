@@ -27,7 +27,7 @@ _MAX_PARTS = 2000  # of a form in parts
 
 
 async def require_json(request: Request) -> None:
-    _require_plain(request)
+    require_plain(request)
     if (kind := media_type(request)) != "application/json":
         raise UnsupportedMediaType(
             f"Content-Type is {kind or 'missing'}: send application/json", param="Content-Type"
@@ -38,7 +38,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _require_plain(request: Request) -> None:
+def require_plain(request: Request) -> None:
     coding = request.headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
         raise UnsupportedMediaType(
@@ -52,7 +52,7 @@ async def fields_of(request: Request, arrays: Collection[str] = ()) -> dict[str,
     Of a field that comes several times in a query or form the first counts; one of `arrays` is the
     list of all.
     """
-    _require_plain(request)
+    require_plain(request)
     if media_type(request) == "application/json":
         return _object(await request.body())
     fields: dict[str, Any] = {}
@@ -91,11 +91,13 @@ def validated(model: type[M], fields: Mapping[str, Any]) -> M:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in found]) from None
 
 
-def document(model: type[BaseModel]) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads the model by `fields_of`."""
+KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
+
+
+def document(model: type[BaseModel], *kinds: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads the model by `fields_of`, or of these types."""
     content = {"schema": model.model_json_schema()}
-    kinds = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-    return {"requestBody": {"required": True, "content": dict.fromkeys(kinds, content)}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys(kinds or KINDS, content)}}
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.tasks.generate import BIAS, BOUNDS, MAX_BIASES, MAX_STOP_LENGTH, MAX_STOPS
+from app.tasks.glossaries import NAME
 from app.tasks.inputs import Bounds
 from app.tasks.options import BOUNDS as TRANSLATE_BOUNDS
 from app.text.glossary import MAX_TERMS
 from app.text.quality import Flag
 
-TAGS = frozenset({"<string>", "<array>"})
+TAGS = frozenset({"<string>", "<array>", "<name>", "<terms>"})
 
 
 def within(bounds: Bounds) -> Any:
@@ -46,12 +47,35 @@ Stops = Annotated[
     _either,
 ]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=35)]
+GlossaryName = Annotated[str, StringConstraints(pattern=NAME)]
+
+
+def _glossary_form(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<name>"
+    return "<terms>" if isinstance(value, dict) else None
+
+
+Glossaries = Annotated[
+    Annotated[str, StringConstraints(min_length=1, max_length=100), Tag("<name>")]
+    | Annotated[dict[str, str], Field(max_length=MAX_TERMS), Tag("<terms>")],
+    Discriminator(
+        _glossary_form,
+        custom_error_type="object_or_name",
+        custom_error_message="Input should be an object of terms or the name of a glossary",
+    ),
+]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Bias = Annotated[Real, within(BIAS)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 TimeoutS = Annotated[
     Real | None,
     Field(gt=0, description="Seconds until the request is given up with 504."),
+]
+
+
+ModelName = Annotated[
+    str | None, Field(description="A name of `/v1/models`; left out: the first of them.")
 ]
 
 
@@ -64,6 +88,7 @@ class _Answer(BaseModel):
 
 
 class TranslateRequest(_Request):
+    model: ModelName = None
     text: Texts = Field(
         description="One text or several. Line breaks and the space around sentences are kept; "
         "blank items and texts without letters come back as they are."
@@ -90,8 +115,11 @@ class TranslateRequest(_Request):
         '`translate="no"` come back as they are, in their order. In any format placeholders, URLs, '
         "addresses and emoji do.",
     )
-    glossary: Annotated[dict[str, str], Field(max_length=MAX_TERMS)] = Field(
-        {}, description="Terms of the source language and the translations wanted for them."
+    glossary: Glossaries = Field(
+        {},
+        description="Terms of the source language and the translations wanted for them, or the "
+        "name of a stored glossary of this language pair. With `source` `auto` a stored one is for "
+        "texts in its language.",
     )
     retry: bool = Field(
         True, description="Try sentences again, by beam, whose translation is flagged."
@@ -101,10 +129,30 @@ class TranslateRequest(_Request):
         description="The `alternatives` (2 or more) part at the first word, or the first behind "
         "`prefix`, and each goes on greedily; of the first sentence only.",
     )
+    stream: bool = Field(False, description="Answer by server-sent events.")
     timeout_s: TimeoutS = None
 
 
+class DetectRequest(_Request):
+    text: Texts = Field(description="One text or several.")
+
+
+class GlossaryRequest(_Request):
+    name: GlossaryName = Field(description="Letters, digits, `.`, `_` and `-`.")
+    source: Code = Field(description="A language code.")
+    target: Code = Field(description="A language code.")
+    entries: dict[str, str] = Field(description="Terms and the translations wanted for them.")
+
+
+class GlossaryChange(_Request):
+    source: Code
+    target: Code
+    entries: dict[str, str]
+    name: GlossaryName | None = Field(None, description="As in the path, or left out.")
+
+
 class GenerateRequest(_Request):
+    model: ModelName = None
     prompt: Texts = Field(description="One prompt or several.")
     max_tokens: Annotated[int, within(BOUNDS["max_tokens"])] = Field(
         128, description="At most the context's rest."
@@ -157,9 +205,17 @@ class GenerateRequest(_Request):
     timeout_s: TimeoutS = None
 
 
-class DetectedAnswer(_Answer):
+class CandidateAnswer(_Answer):
     language: str
     confidence: float = Field(ge=0, le=1)
+
+
+class DetectedAnswer(CandidateAnswer):
+    candidates: list[CandidateAnswer] = Field(description="The likeliest first.")
+
+
+class DetectAnswer(_Answer):
+    detections: list[DetectedAnswer] = Field(description="In the order of the texts.")
 
 
 class AlternativeAnswer(_Answer):
@@ -191,16 +247,43 @@ class QualityAnswer(_Answer):
     glossary: GlossaryAnswer | None = Field(description="null if none was given.")
 
 
+class ItemErrorAnswer(_Answer):
+    code: str
+    detail: str
+    param: str | None
+
+
 class TranslationAnswer(_Answer):
     text: str
     source: str
     detected: DetectedAnswer | None = Field(description="null if the source was given.")
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "error"]
     truncated: bool = Field(description="true if an output reached its limit and was cut.")
     alternatives: list[AlternativeAnswer] = Field(
         description="Best first, the translation itself among them; none if not asked for."
     )
     quality: QualityAnswer
+    error: ItemErrorAnswer | None = Field(
+        description="Of an item of an array that cannot be translated; its text is empty."
+    )
+
+
+class StoredGlossaryAnswer(_Answer):
+    name: str
+    source: str
+    target: str
+    entries: dict[str, str]
+
+
+class GlossarySummary(_Answer):
+    name: str
+    source: str
+    target: str
+    entry_count: int
+
+
+class GlossariesAnswer(_Answer):
+    glossaries: list[GlossarySummary] = Field(description="By name.")
 
 
 class UsageAnswer(_Answer):
@@ -274,6 +357,16 @@ class LanguageAnswer(_Answer):
 
 class LanguagesAnswer(_Answer):
     languages: list[LanguageAnswer]
+
+
+class KeyUsageAnswer(_Answer):
+    name: str
+    requests: int
+    characters: int
+    characters_today: int
+    resets_s: float = Field(description="Until midnight UTC.")
+    requests_per_minute: int | None = Field(description="null: no limit.")
+    characters_per_day: int | None = Field(description="null: no limit.")
 
 
 class HealthAnswer(_Answer):

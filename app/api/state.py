@@ -2,53 +2,89 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
+from app.access import Access
 from app.api.dialects import Dialects
+from app.api.files import Files, Work
+from app.catalog import Catalog
+from app.documents.run import Documents
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
+from app.tasks.glossaries import Glossaries
 from app.tasks.job import Deadline
 
 
 class State:
-    """Filled by the lifespan: `service` is None until the model is loaded."""
+    """Filled by the lifespan: `catalog` is None until the models are loaded."""
 
-    def __init__(self, metrics: Metrics, default_timeout_s: float, max_timeout_s: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        access: Access,
+        documents: Documents,
+        default_timeout_s: float,
+        max_timeout_s: float,
+    ) -> None:
         self.metrics = metrics
+        self.access = access
         self.dialects = Dialects()
         self.default_timeout_s = default_timeout_s
         self.max_timeout_s = max_timeout_s
-        self.service: Service | None = None
-        self.characters = 0  # translated for callers of DeepL's API
+        self.catalog: Catalog | None = None
+        self.glossaries = Glossaries()
+        self.documents = documents
+        self.files = Files()
+        self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.draining = False
         self._drained = False
         metrics.live.set_function(lambda: self.live)
-        metrics.ready.set_function(lambda: self.live and not self.draining and bool(self.service))
+        metrics.ready.set_function(lambda: self.live and not self.draining and bool(self.catalog))
 
     def drain(self, timeout_s: float) -> None:
         """Refuse new requests and return when the others have ended; once, then it does nothing."""
         self.draining = True
-        if self.service is not None and not self._drained:
+        if self.catalog is not None and not self._drained:
             self._drained = True
-            self.service.engine.stop(drain=True, timeout_s=timeout_s)
+            self.catalog.stop(timeout_s=timeout_s)
 
     @property
     def live(self) -> bool:
-        """False once the engine has died. Loading and draining are alive."""
-        return self.service is None or self.draining or self.service.engine.alive
+        """False once an engine has died. Loading and draining are alive."""
+        if self.catalog is None or self.draining:
+            return True
+        return all(service.engine.alive for service in self.catalog.services)
 
-    def ready(self) -> Service:
-        """The service, if it takes requests now."""
-        if self.service is None:
+    def ready(self) -> Catalog:
+        """The services, if they take requests now."""
+        if self.catalog is None:
             raise NotReady("the model is being loaded", retry_after_s=1)
         if self.draining:
             raise shutting_down()
-        if not self.service.engine.alive:
+        if not self.live:
             raise NotReady("the engine has stopped", retry_after_s=30)
-        return self.service
+        return self.catalog
+
+    def describe(self) -> None:
+        """Tell the metrics which bundles are served."""
+        assert self.catalog is not None
+        services = self.catalog.services
+        self.metrics.cache_bytes.set(sum(service.cache.bytes for service in services))
+        self.metrics.info.clear()
+        for service in services:
+            manifest = service.bundle.manifest
+            self.metrics.info.labels(manifest.name, manifest.model.precision).set(1)
+
+    def lease(self, scope: Scope, name: str | None = None, *, param: str = "model") -> Service:
+        """The service of that name, or the first, until the request has been answered."""
+        lease = self.ready().lease(name, param=param)
+        scope["state"].setdefault("leases", []).append(lease)
+        return lease.service
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         if timeout_s is None:
@@ -65,14 +101,15 @@ def shutting_down() -> NotReady:
     return NotReady("the server is shutting down", retry_after_s=5)
 
 
-def state_of(request: Request) -> State:
+async def state_of(request: Request) -> State:
     state: State = request.app.state.gpt2mt
     return state
 
 
-def service_of(state: Annotated[State, Depends(state_of)]) -> Service:
-    return state.ready()
+async def ready_of(state: Annotated[State, Depends(state_of)]) -> Service:
+    return state.ready().first
 
 
 StateOf = Annotated[State, Depends(state_of)]
-ServiceOf = Annotated[Service, Depends(service_of)]
+# For anybody, and to tell of it only; work needs app.api.access.ServiceOf.
+ReadyOf = Annotated[Service, Depends(ready_of)]

@@ -1,10 +1,10 @@
-"""A generation as server-sent events: JSON objects, an error as the last one, then `[DONE]`."""
+"""What is made, as server-sent events: JSON objects, an error as the last one, then `[DONE]`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -13,20 +13,23 @@ from app.api.middleware import log
 from app.engine.request import Timing
 from app.errors import AppError
 from app.record import note_error
-from app.tasks.generate import GenerationStream
 
 Events = AsyncIterator[Mapping[str, Any]]
 
 
+class Running(Protocol):
+    def close(self) -> None: ...
+
+
 class EventStream(StreamingResponse):
-    """`events` tell what `stream` generates; however it ends, the stream's slots are freed.
+    """`events` tell what `stream` makes; however it ends, the stream's slots are freed.
 
     `failed` makes the event of an error. With `done`, what ends well ends with `[DONE]`.
     """
 
     def __init__(
         self,
-        stream: GenerationStream,
+        stream: Running,
         events: Events,
         failed: Callable[[AppError], Any],
         request_id: str,

@@ -16,10 +16,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from app.api.access import ServiceOf
 from app.api.openapi import shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
-from app.api.state import ServiceOf, State, StateOf
+from app.api.state import State, StateOf
 from app.api.streams import EventStream, server_timing
 from app.api.tgi_schemas import MAX_BEST_OF, TgiCompatRequest, TgiRequest, TgiTokenizeRequest
 from app.api.tgi_stream import events_of, finish_reason_of, token_of, tops_of

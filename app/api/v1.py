@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -9,33 +10,29 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.api import examples
+from app.api.access import CallerOf, ServiceOf, ServicesOf
 from app.api.openapi import errors
 from app.api.problems import members
 from app.api.requests import require_json, unless_gone
 from app.api.schemas import (
-    AlternativeAnswer,
-    DetectedAnswer,
+    DetectAnswer,
+    DetectRequest,
     GenerateAnswer,
     GenerateRequest,
     GenerationAnswer,
-    GlossaryAnswer,
+    KeyUsageAnswer,
     LanguageAnswer,
     LanguagesAnswer,
     LikelyToken,
     ModelAnswer,
     ModelsAnswer,
-    QualityAnswer,
     ScoredToken,
-    SentenceQualityAnswer,
-    TimingAnswer,
     TranslateAnswer,
     TranslateRequest,
-    TranslationAnswer,
-    UsageAnswer,
 )
-from app.api.state import ServiceOf, StateOf
+from app.api.state import StateOf
 from app.api.streams import EventStream, server_timing
-from app.engine.request import Timing
+from app.api.translations import answer_of, detected_of, events_of, timing_of, usage_of
 from app.errors import (
     BadJson,
     BodyTooLarge,
@@ -44,14 +41,15 @@ from app.errors import (
     NotReady,
     QueueFull,
     RequestTimeout,
+    UnknownGlossary,
+    UnknownModel,
     UnsupportedMediaType,
 )
 from app.service import Service
 from app.tasks.generate import GenerateOptions, GenerationStream, Scored, default_temperature
-from app.tasks.job import Usage
+from app.tasks.inputs import check_texts
 from app.tasks.options import TranslateOptions
-from app.tasks.report import Quality
-from app.tasks.translate import Translation
+from app.text.chinese import offered
 from app.text.glossary import Glossary
 
 POST_ERRORS = errors(
@@ -59,6 +57,7 @@ POST_ERRORS = errors(
     RequestTimeout,
     BodyTooLarge,
     UnsupportedMediaType,
+    UnknownModel,
     InvalidField,
     QueueFull,
     DeadlineExceeded,
@@ -71,7 +70,8 @@ router = APIRouter(prefix="/v1", tags=["v1"])
 @router.post(
     "/translate",
     summary="Translate one text or several",
-    responses={200: examples.TRANSLATE_ANSWER, **POST_ERRORS},
+    response_model=TranslateAnswer,
+    responses={200: examples.TRANSLATE_ANSWER, **POST_ERRORS, **errors(UnknownGlossary)},
     dependencies=[Depends(require_json)],
 )
 async def translate(
@@ -79,23 +79,36 @@ async def translate(
     request: Request,
     response: Response,
     state: StateOf,
-    service: ServiceOf,
-) -> TranslateAnswer:
-    """Answers stand in the order of the texts; all sentences are batched together."""
+    services: ServicesOf,
+) -> TranslateAnswer | Response:
+    """Answers stand in the order of the texts; all sentences are batched together. An item of an
+    array that cannot be translated has an `error`. With `stream`, server-sent events: `token` (the
+    next characters of a draft, at `offset` in the item's translation), `sentence` (final, in place
+    of the draft from `target.start` on), `translation` (an item), `done`; the last one is `[DONE]`,
+    an error after the first event comes as `{"error": {...}}`."""
+    service = services.named(body.model)
     deadline = state.deadline(body.timeout_s)
+    found = body.glossary
+    glossary = state.glossaries.use(found) if isinstance(found, str) else Glossary.of(found)
     options = TranslateOptions(
         body.beam, body.length_penalty, body.alternatives, body.prefix, body.branch,
-        body.format, Glossary.of(body.glossary), body.retry,
+        body.format, glossary, body.retry,
     )  # fmt: skip
-    work = service.translator.run(body.text, body.source, body.target, deadline, options=options)
+    ask = (body.text, body.source, body.target, deadline)
+    model = service.bundle.manifest.name
+    if body.stream:
+        live = await service.translator.start(*ask, options, each=True)
+        drafts, scope = options.search is None and body.format == "text", request.scope
+        return EventStream(
+            live,
+            events_of(live, model, bool(found), drafts),
+            lambda error: {"error": members(error, scope)},
+            scope["state"]["request_id"],
+        )
+    work = service.translator.run(*ask, options=options, each=True)
     result = await unless_gone(request, work)
     response.headers["Server-Timing"] = server_timing(result.timing)
-    return TranslateAnswer(
-        translations=[_translation(t, bool(body.glossary)) for t in result.translations],
-        usage=_usage(result.usage),
-        timing=_timing(result.timing),
-        model=service.bundle.manifest.name,
-    )
+    return answer_of(result, model, bool(found))
 
 
 @router.post(
@@ -110,11 +123,12 @@ async def generate(
     request: Request,
     response: Response,
     state: StateOf,
-    service: ServiceOf,
+    services: ServicesOf,
 ) -> GenerateAnswer | Response:
     """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, with
     `logprobs` those of the text's tokens as well, and the last one is `[DONE]`; an error after the
     first event comes as `{"error": {...}}`."""
+    service = services.named(body.model)
     deadline = state.deadline(body.timeout_s)
     options = _options(body)
     if body.stream:
@@ -137,26 +151,58 @@ async def generate(
             )
             for g in result.generations
         ],
-        usage=_usage(result.usage),
-        timing=_timing(result.timing),
+        usage=usage_of(result.usage),
+        timing=timing_of(result.timing),
         model=service.bundle.manifest.name,
     )
 
 
-@router.get("/models", summary="The model that is served", responses=errors(NotReady))
-async def models(service: ServiceOf) -> ModelsAnswer:
-    return ModelsAnswer(data=[model_of(service)])
+@router.get("/usage", summary="What the caller's key may do and has done")
+async def usage(caller: CallerOf) -> KeyUsageAnswer:
+    """Counted by this process since it started; days are those of UTC."""
+    return KeyUsageAnswer(
+        name=caller.key.name,
+        requests=caller.requests,
+        characters=caller.characters,
+        characters_today=caller.today,
+        resets_s=caller.resets_s,
+        requests_per_minute=caller.key.requests_per_minute,
+        characters_per_day=caller.key.characters_per_day,
+    )
 
 
-@router.get("/languages", summary="Languages and their targets", responses=errors(NotReady))
-async def languages(service: ServiceOf) -> LanguagesAnswer:
-    manifest = service.bundle.manifest
+@router.post(
+    "/detect",
+    summary="The languages that texts may be in",
+    responses={**POST_ERRORS},
+    dependencies=[Depends(require_json)],
+)
+async def detect(body: DetectRequest, service: ServiceOf) -> DetectAnswer:
+    """Among the languages that are served; Chinese in traditional characters is `zh-Hant`."""
+    texts = check_texts(body.text, service.limits, "text")
+    found = await asyncio.to_thread(lambda: [service.detector.ranked(text) for text in texts])
+    return DetectAnswer(detections=[one for c in found if (one := detected_of(c))])
+
+
+@router.get("/models", summary="The models that are served", responses=errors(NotReady))
+async def models(services: ServicesOf) -> ModelsAnswer:
+    """The first one answers where none is named."""
+    return ModelsAnswer(data=[model_of(service) for service in services.all()])
+
+
+@router.get(
+    "/languages",
+    summary="Languages and their targets",
+    responses=errors(UnknownModel, NotReady),
+)
+async def languages(services: ServicesOf, model: str | None = None) -> LanguagesAnswer:
+    service = services.named(model)
+    known = offered(service.bundle.manifest.languages)
+    leads = service.translator.leads
     return LanguagesAnswer(
         languages=[
-            LanguageAnswer(
-                code=code, name=name, targets=[t for s, t in manifest.pairs if s == code]
-            )
-            for code, name in manifest.languages.items()
+            LanguageAnswer(code=code, name=name, targets=[t for t in known if leads(code, t)])
+            for code, name in known.items()
         ]
     )
 
@@ -225,49 +271,3 @@ def _options(body: GenerateRequest) -> GenerateOptions:
 def _scored(token: Scored) -> ScoredToken:
     top = [LikelyToken(id=i, text=text, logprob=logprob) for i, text, logprob in token.top]
     return ScoredToken(id=token.id, text=token.text, logprob=token.logprob, top=top)
-
-
-def _translation(result: Translation, glossary: bool) -> TranslationAnswer:
-    found = result.detected
-    detected = None
-    if found is not None:
-        detected = DetectedAnswer(language=found.language, confidence=found.confidence)
-    return TranslationAnswer(
-        text=result.text,
-        source=result.source,
-        detected=detected,
-        finish_reason=result.finish_reason,
-        truncated=result.truncated,
-        alternatives=[
-            AlternativeAnswer(text=one.text, score=one.score) for one in result.alternatives
-        ],
-        quality=_quality(result.quality, glossary),
-    )
-
-
-def _quality(found: Quality, glossary: bool) -> QualityAnswer:
-    return QualityAnswer(
-        score=found.score,
-        flags=list(found.flags),
-        sentences=[
-            SentenceQualityAnswer(
-                score=one.score, flags=list(one.flags), lost=list(one.lost), method=one.method
-            )
-            for one in found.sentences
-        ],
-        glossary=GlossaryAnswer(hits=list(found.hits), misses=list(found.misses))
-        if glossary
-        else None,
-    )
-
-
-def _usage(usage: Usage) -> UsageAnswer:
-    return UsageAnswer(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
-
-
-def _timing(timing: Timing) -> TimingAnswer:
-    return TimingAnswer(
-        queue_s=round(timing.queue_s, 6),
-        prefill_s=round(timing.prefill_s, 6),
-        decode_s=round(timing.decode_s, 6),
-    )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from app.api.state import State
 from app.bundle import Bundle
 from app.engine.memory import fit_cache
+from app.errors import AppError, SettingsError
 from app.logs import configure
 from app.main import create_app
 from app.settings import Settings
@@ -25,8 +29,9 @@ log = logging.getLogger("app.serve")
 class _Server(uvicorn.Server):
     """Drains the engine before it closes anything.
 
-    At the first signal the accepted requests run on, up to `drain_s`; probes are answered and new
-    requests are refused with 503 meanwhile. A second signal fails what still runs and exits.
+    At SIGHUP the bundles are read again. At the first signal to end the accepted requests run on,
+    up to `drain_s`; probes are answered and new requests are refused with 503 meanwhile. A second
+    one fails what still runs and exits.
     """
 
     def __init__(self, config: uvicorn.Config, state: State, drain_s: float) -> None:
@@ -35,16 +40,34 @@ class _Server(uvicorn.Server):
         self._drain_s = drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        service = self._state.service
+        catalog = self._state.catalog
         again, self._state.draining = self._state.draining, True
-        if service is None:  # still loading
+        if catalog is None:  # still loading
             super().handle_exit(sig, frame)
         elif again:
             self.config.timeout_graceful_shutdown = _HURRY_S
-            _in_background(lambda: service.engine.stop(drain=False))
+            _in_background(lambda: catalog.stop(drain=False))
             super().handle_exit(sig, frame)
         else:
             _in_background(lambda: self._drain(sig))
+
+    def reload(self, sig: int, frame: FrameType | None) -> None:
+        if self._state.catalog is not None and not self._state.draining:
+            _in_background(self._reload)
+
+    def _reload(self) -> None:
+        assert self._state.catalog is not None
+        result = "failed"
+        try:
+            found = self._state.catalog.reload()
+            result = "replaced" if found.replaced else "unchanged"
+            self._state.describe()
+            log.info("bundles replaced: %s; as before: %s", found.replaced, found.unchanged)
+        except AppError as error:
+            log.error("the bundles stay as they were: %s", error)
+        except Exception:
+            log.exception("the bundles stay as they were")
+        self._state.metrics.reloads.labels(result).inc()
 
     def _drain(self, sig: int) -> None:
         log.info("draining, for at most %g s", self._drain_s)
@@ -60,13 +83,32 @@ def _in_background(work: Callable[[], None]) -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the command line."""
+    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
+             "page", "log_level")  # fmt: skip
+    given = {name: getattr(args, name, None) for name in names}
+    for setting in args.set or ():
+        name, equals, value = setting.partition("=")
+        if not equals or name not in Settings.model_fields:
+            raise SettingsError(
+                f"--set {setting}: write NAME=VALUE; names are {', '.join(Settings.model_fields)}",
+                param=name,
+            )
+        given[name] = value
+    return given
+
+
 def run(args: argparse.Namespace) -> int:
-    names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "log_level")
-    settings = Settings.load({name: getattr(args, name, None) for name in names})
+    settings = Settings.load(_given(args), file=args.config)
+    if args.show_config:
+        sys.stdout.write(settings.told(_given(args), args.config))
+        return 0
     configure(settings.log_level, settings.log_format)
     # A bad bundle or too little memory is told in one line, before anything starts.
-    manifest = Bundle.open(settings.bundle).manifest
-    fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
+    for path in (settings.bundle, *settings.bundles):
+        manifest = Bundle.open(path).manifest
+        fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -79,5 +121,6 @@ def run(args: argparse.Namespace) -> int:
         timeout_graceful_shutdown=_FLUSH_S,
     )
     server = _Server(config, app.state.gpt2mt, settings.drain_s)
+    signal.signal(signal.SIGHUP, server.reload)
     server.run()
     return 0 if server.started else 1

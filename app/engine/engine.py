@@ -18,7 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from app.engine.request import Decoder, Event, Failed, Finished, FinishReason, Request, Token
+from app.engine.request import (
+    INTERACTIVE,
+    Decoder,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Request,
+    Token,
+)
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence as Running
 from app.engine.sequence import StepReport
@@ -27,7 +36,6 @@ from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, Queue
 from app.metrics import Metrics
 
 PHASES = ("prefill", "chunk", "decode", "move", "copy")  # of runs that can fail
-_INTERACTIVE = 8  # sequences; a job of more is batch
 _GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
 
@@ -77,6 +85,7 @@ class Engine:
 
     def start(self) -> None:
         self._open = True
+        self._instruments.begin()
         self._thread.start()
 
     def stop(self, drain: bool = True, timeout_s: float = 30.0) -> None:
@@ -107,11 +116,11 @@ class Engine:
                 )
             now = time.monotonic()
             job = next(self._jobs)
-            batch, capacity = len(requests) > _INTERACTIVE, self._decoder.capacity
-            running = [Running(one, capacity, now, job, batch) for one in requests]
+            large, capacity = len(requests) > INTERACTIVE, self._decoder.capacity
+            running = [Running(one, capacity, now, job, large or one.batch) for one in requests]
             self._inbox += running
             self._live.update(running)
-            self._instruments.queue_depth.set(self._queued())
+            self._instruments.waiting(self._queued())
             self._wake.notify()
         return [Ticket(self, one) for one in running]
 
@@ -148,7 +157,7 @@ class Engine:
             left = list(self._live)
         for running in left:
             self._tell(running, Failed(error))
-        self._instruments.idle()
+        self._instruments.ended()
 
     def _loop(self) -> None:
         """Steps while there is work, sleep while there is none; returns when stopped."""
@@ -193,15 +202,17 @@ class _Instruments:
     """The engine's metrics, label look-ups done once."""
 
     def __init__(self, metrics: Metrics, decoder: Decoder, max_queue: int) -> None:
-        metrics.slots.set(decoder.slots)
-        metrics.queue_limit.set(max_queue)
-        metrics.cache_tokens_limit.set(decoder.slots * decoder.capacity)
-        self.queue_depth = metrics.queue_depth
-        self._active = metrics.active_slots
+        self._limits = (decoder.slots, max_queue, decoder.slots * decoder.capacity)
         self._metrics = metrics
         self._failures = {p: metrics.run_failures.labels(p) for p in PHASES}
         reasons = (*get_args(FinishReason), "deadline", "failed")
         self._ends = {reason: metrics.sequences.labels(reason) for reason in reasons}
+
+    def begin(self) -> None:
+        metrics = self._metrics
+        gauges = (metrics.slots, metrics.queue_limit, metrics.cache_tokens_limit)
+        for gauge, limit in zip(gauges, self._limits, strict=True):
+            gauge.set(self, limit)
 
     def step(self, report: StepReport) -> None:
         m = self._metrics
@@ -233,11 +244,18 @@ class _Instruments:
         self._ends[reason].inc()
 
     def load(self, scheduler: Scheduler) -> None:
-        self.queue_depth.set(scheduler.waiting)
-        self._active.set(scheduler.active)
-        self._metrics.cache_tokens.set(scheduler.cached)
+        self.waiting(scheduler.waiting)
+        self._metrics.active_slots.set(self, scheduler.active)
+        self._metrics.cache_tokens.set(self, scheduler.cached)
+
+    def waiting(self, count: int) -> None:
+        self._metrics.queue_depth.set(self, count)
 
     def idle(self) -> None:
-        self.queue_depth.set(0)
-        self._active.set(0)
-        self._metrics.cache_tokens.set(0)
+        self.waiting(0)
+        self._metrics.active_slots.set(self, 0)
+        self._metrics.cache_tokens.set(self, 0)
+
+    def ended(self) -> None:
+        for gauge in self._metrics.shared:
+            gauge.drop(self)

@@ -19,6 +19,7 @@ from app.errors import AppError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Array = NDArray[np.float32]
+INTERACTIVE = 8  # sequences; a job of more is batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +132,8 @@ class Request:
     The output begins with the `forced` ids: read with the prompt, told as tokens, and counted by
     every rule on the output (`max_tokens`, `min_tokens`, repeats), as if they had been chosen.
     With `candidates` all others are left out as if they were not in the vocabulary: probabilities
-    are those among the candidates. Forced ids need not be among them.
+    are those among the candidates. Forced ids need not be among them. One that is `batch` gives way
+    as those of a large job do: it is a part of one that is submitted later.
     """
 
     prompt: tuple[int, ...]
@@ -143,6 +145,7 @@ class Request:
     forced: tuple[int, ...] = ()
     beam: Beam | None = None
     candidates: Candidates | None = None
+    batch: bool = False
 
     @property
     def slots(self) -> int:

@@ -16,7 +16,6 @@ from typing import Literal
 from app.engine.request import Beam, Finished, Hypothesis, Request, Sampling, Token
 from app.tasks.inputs import TaskLimits
 from app.tasks.job import unheard
-from app.tasks.options import TranslateOptions
 from app.tasks.pieces import Piece, bare
 from app.tasks.shortlist import Shortlist
 from app.text import numbers
@@ -70,13 +69,11 @@ class Attempts:
         self,
         tokenizer: TextTokenizer,
         limits: TaskLimits,
-        options: TranslateOptions,
         shortlist: Shortlist | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._shortlist = shortlist
         self._limits = limits
-        self._options = options
 
     def first(self, i: int, piece: Piece) -> Attempt:
         masked = mask(piece.text, piece.languages[0])
@@ -175,7 +172,7 @@ class Attempts:
     def _judged(self, found: Candidate, piece: Piece, cut: bool) -> Candidate:
         output = bare(found.text, found.output)
         lost = _lost(piece.text, found.output)
-        hits, misses = self._options.glossary.check(piece.bare, output)
+        hits, misses = piece.glossary.check(piece.bare, output)
         signs = {*flags(piece.bare, output, piece.languages, (piece.tokens, found.tokens),
                         found.score, cut)}  # fmt: skip
         if lost:
@@ -201,7 +198,7 @@ class Attempts:
         places: list[tuple[int, int, Span]] = []
         if found.misses:
             places += [(start, end, Span(target, "term"))
-                       for start, end, target in self._options.glossary.find(text)]  # fmt: skip
+                       for start, end, target in piece.glossary.find(text)]  # fmt: skip
         if "numbers" in found.flags:
             places += [(n.start, n.end, Span(n.localised(piece.languages), "number"))
                        for n in numbers.find(text, piece.languages[0])]  # fmt: skip

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 from app.engine.request import Request, Sampling, Timing, Token
 from app.errors import InvalidField, NotReady, TooLong
-from app.tasks.inputs import INLINE_CHARACTERS, Bounds, TaskLimits, check_texts, names
+from app.tasks.inputs import INLINE_CHARACTERS, Bounds, TaskLimits, check_texts, free, names
 from app.tasks.job import Deadline, EngineLike, Job, Usage, slowest, unheard
 from app.text.stop import StopFinder
 from app.text.tokenizer import TextTokenizer
@@ -151,10 +151,21 @@ class GenerateResult:
 class Generator:
     """The task `generate` over an engine and a tokenizer."""
 
-    def __init__(self, engine: EngineLike, tokenizer: TextTokenizer, limits: TaskLimits) -> None:
+    def __init__(
+        self,
+        engine: EngineLike,
+        tokenizer: TextTokenizer,
+        limits: TaskLimits,
+        charge: Callable[[int], None] = free,
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
+        self._charge = charge
+
+    def metered(self, charge: Callable[[int], None]) -> Generator:
+        """The same, with the characters of each request told before it is worked on."""
+        return Generator(self._engine, self._tokenizer, self._limits, charge)
 
     async def run(
         self,
@@ -199,7 +210,8 @@ class Generator:
                 "generations are allowed",
                 param="n",
             )
-        if sum(map(len, items)) > INLINE_CHARACTERS:
+        self._charge(characters := sum(map(len, items)))
+        if characters > INLINE_CHARACTERS:
             requests = await asyncio.to_thread(self._requests, items, fields, options)
         else:
             requests = self._requests(items, fields, options)

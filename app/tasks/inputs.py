@@ -12,6 +12,10 @@ from app.text.tokenizer import check_text
 INLINE_CHARACTERS = 2000
 
 
+def free(characters: int) -> None:
+    """What a request costs that nobody counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskLimits:
     """What one request may hold, and what a slot holds."""
@@ -54,6 +58,37 @@ def names(texts: str | Sequence[str], param: str) -> list[str]:
 def check_texts(texts: str | Sequence[str], limits: TaskLimits, param: str) -> list[str]:
     """The texts as a list, if there are some, not too many, not too long and all valid."""
     items = [texts] if isinstance(texts, str) else list(texts)
+    _check_sizes(items, limits, param, names(texts, param))
+    for name, item in zip(names(texts, param), items, strict=True):
+        check_text(item, param=name)
+    return items
+
+
+def check_each(
+    texts: Sequence[str], limits: TaskLimits, param: str
+) -> list[str | InvalidField]:
+    """As `check_texts`, but in place of a text that is wrong by itself there is its error."""
+    found: list[str | InvalidField] = []
+    for name, text in zip(names(texts, param), texts, strict=True):
+        try:
+            if len(text) > limits.max_characters:
+                raise TooLong(
+                    f"{name} has {len(text)} characters, at most {limits.max_characters} "
+                    "are allowed",
+                    param=name,
+                )
+            check_text(text, param=name)
+            found.append(text)
+        except InvalidField as error:
+            found.append(error)
+    sizes = ["" if isinstance(one, InvalidField) else one for one in found]
+    _check_sizes(sizes, limits, param, names(texts, param))
+    return found
+
+
+def _check_sizes(
+    items: Sequence[str], limits: TaskLimits, param: str, fields: Sequence[str]
+) -> None:
     if not items:
         raise InvalidField(f"{param} is an empty array: at least one string is needed", param=param)
     if len(items) > limits.max_items:
@@ -61,11 +96,9 @@ def check_texts(texts: str | Sequence[str], limits: TaskLimits, param: str) -> l
             f"{param} has {len(items)} items, at most {limits.max_items} are allowed", param=param
         )
     total = 0
-    for name, item in zip(names(texts, param), items, strict=True):
+    for name, item in zip(fields, items, strict=True):
         total += len(item)
         if total > limits.max_characters:
             raise TooLong(
                 f"{param} has more than {limits.max_characters} characters in all", param=name
             )
-        check_text(item, param=name)
-    return items

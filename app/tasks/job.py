@@ -58,7 +58,10 @@ class Deadline:
 
 
 class Job:
-    """One submission: the requests' listeners and deadlines are set here."""
+    """Submissions of one request: their listeners and deadlines are set here.
+
+    Sequences are numbered through, those given at construction first.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Job:
         *,
         tokens: bool = False,
     ) -> None:
+        self._engine = engine
         self._deadline = deadline
         self._tokens = tokens
         self._loop = asyncio.get_running_loop()
@@ -77,21 +81,27 @@ class Job:
         self._open: dict[int, TicketLike] = {}
         self._record = current.get()
         self._submitted = time.monotonic()
-        bound = [
-            replace(request, listener=self._listener(i), deadline=deadline.at)
-            for i, request in enumerate(requests)
-        ]
-        if bound:
-            self._open.update(enumerate(engine.submit(bound)))
-            if self._record:
-                tokens_read = sum(len(request.prompt) for request in bound)
-                self._record.submitted(tokens_read, self._submitted)
+        self._count = 0
+        self.add(requests)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Submit more."""
+        bound = [
+            replace(request, listener=self._listener(i), deadline=self._deadline.at)
+            for i, request in enumerate(requests, self._count)
+        ]
+        if bound:
+            self._open.update(enumerate(self._engine.submit(bound), self._count))
+            self._count += len(bound)
+            if self._record:
+                tokens_read = sum(len(request.prompt) for request in bound)
+                self._record.submitted(tokens_read, self._submitted)
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -107,23 +117,36 @@ class Job:
     async def events(self) -> AsyncIterator[tuple[int, Token | Finished]]:
         """Events in the order in which they come, until every sequence has ended."""
         while self._open:
-            try:
-                async with asyncio.timeout(self._deadline.at - time.monotonic()):
-                    await self._wake.wait()
-            except TimeoutError:
-                raise self._deadline.exceeded() from None
-            self._wake.clear()
-            while self._arrived:
-                i, event = self._arrived.popleft()
-                if isinstance(event, Failed):
-                    self._open.pop(i, None)
-                    if isinstance(event.error, DeadlineExceeded):
-                        raise self._deadline.exceeded()
-                    raise event.error
-                self._note(event)
-                if isinstance(event, Finished):
-                    self._open.pop(i, None)
-                yield i, event
+            for event in await self.arrived():
+                yield event
+
+    async def arrived(self) -> list[tuple[int, Token | Finished]]:
+        """Wait for events, if any sequence runs: all that have come by then."""
+        found: list[tuple[int, Token | Finished]] = []
+        if not self._open:
+            return found
+        try:
+            async with asyncio.timeout(self._deadline.at - time.monotonic()):
+                await self._wake.wait()
+        except TimeoutError:
+            raise self._deadline.exceeded() from None
+        self._wake.clear()
+        while self._arrived:
+            i, event = self._arrived.popleft()
+            if isinstance(event, Failed):
+                if found:  # first what came before it
+                    self._arrived.appendleft((i, event))
+                    self._wake.set()
+                    break
+                self._open.pop(i, None)
+                if isinstance(event.error, DeadlineExceeded):
+                    raise self._deadline.exceeded()
+                raise event.error
+            self._note(event)
+            if isinstance(event, Finished):
+                self._open.pop(i, None)
+            found.append((i, event))
+        return found
 
     def _note(self, event: Token | Finished) -> None:
         if (record := self._record) is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_REGIONS = {"zh-hant-tw": "zh-tw", "zh-hant-hk": "zh-hk", "zh-hant-mo": "zh-hk", "zh-mo": "zh-hk"}
+
 
 def served(code: str, codes: Iterable[str]) -> str | None:
     """The one of `codes` that `code` means: in any case, subtags left out from the right.
@@ -13,6 +15,8 @@ def served(code: str, codes: Iterable[str]) -> str | None:
     """
     known = {one.casefold(): one for one in codes}
     tag = code.casefold().replace("_", "-")
+    if _REGIONS.get(tag) in known:
+        tag = _REGIONS[tag]
     while tag and tag not in known:
         if tag.endswith("-hant"):
             return None

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from app.errors import AppError
 from app.tasks.options import Format
 from app.text.detect import Detection
+from app.text.glossary import Glossary
 from app.text.markup import escape, parse
 from app.text.protect import Protected, protect
 from app.text.segment import Layout, cut, translatable
@@ -20,13 +22,14 @@ from app.text.segment import Layout, cut, translatable
 
 @dataclass(frozen=True)
 class Piece:
-    """A sentence with private characters for what is protected in it."""
+    """A sentence in the model's script, with private characters for what is protected in it."""
 
     text: Protected
     param: str  # the request's field that it came from
     languages: tuple[str, str]
     tokens: int
     forced: tuple[int, ...] = ()
+    glossary: Glossary = Glossary()
 
     @cached_property
     def bare(self) -> str:
@@ -39,24 +42,37 @@ class Unit:
     layout: Layout
     pieces: tuple[int | None, ...]  # the number of each in the request; None: kept as it is
 
+    def join(self, made: Mapping[int, str], item: Item, target: str) -> str:
+        """The unit of the item with what was made of its pieces."""
+        outputs = [None if i is None else made[i] for i in self.pieces]
+        kept = [self.text.restore(piece, item.escape) for piece in self.layout.pieces]
+        return Layout(self.layout.gaps, tuple(kept)).join(outputs, item.source, target)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
+    """`raw` comes back where there are no pieces; with an `error` there are none."""
+
     raw: str
     source: str
-    detected: Detection | None
+    candidates: tuple[Detection, ...]  # the languages that it may be in; none if that was told
     marked: bool  # HTML or XML
     parts: tuple[str | Unit, ...]
+    error: AppError | None = None
+
+    @property
+    def escape(self) -> Callable[[str], str]:
+        return escape if self.marked else str
 
     @property
     def pieces(self) -> list[int]:
         units = [part for part in self.parts if isinstance(part, Unit)]
         return [i for unit in units for i in unit.pieces if i is not None]
 
-    def join(self, made: Mapping[int, tuple[Protected, str]], target: str) -> str:
-        """The item with what was made of its pieces: text and what its characters stand for."""
+    def join(self, made: Mapping[int, str], target: str) -> str:
+        """The item with what was made of its pieces."""
         return "".join(
-            part if isinstance(part, str) else _joined(part, made, self, target)
+            part if isinstance(part, str) else part.join(made, self, target)
             for part in self.parts
         )
 
@@ -83,19 +99,3 @@ def bare(text: Protected, piece: str) -> str:
         elif not text.is_mark(char):
             parts.append(char)
     return "".join(parts)
-
-
-def _joined(
-    unit: Unit, made: Mapping[int, tuple[Protected, str]], item: Item, target: str
-) -> str:
-    way: Callable[[str], str] = escape if item.marked else str
-    outputs: list[str | None] = []
-    for i in unit.pieces:
-        if i is None:
-            outputs.append(None)
-        else:
-            text, output = made[i]
-            outputs.append(text.restore(output, way))
-    kept = [unit.text.restore(piece, way) for piece in unit.layout.pieces]
-    layout = Layout(unit.layout.gaps, tuple(kept))
-    return layout.join(outputs, item.source, target)

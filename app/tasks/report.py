@@ -32,22 +32,37 @@ class Quality:
     misses: tuple[str, ...]
 
 
+_WAYS: tuple[Way, ...] = ("first", "repair", "beam", "segments")
+
+
 def quality(made: Sequence[Candidate]) -> Quality:
-    tokens = sum(one.tokens for one in made)
-    total = sum((one.score or 0.0) * one.tokens for one in made)
     misses = {term for one in made for term in one.misses}
     return Quality(
-        total / tokens if tokens else None,
+        _score(made),
         in_order({flag for one in made for flag in one.flags}),
-        tuple(
-            SentenceQuality(
-                one.score, one.flags, one.lost, "repair" if one.repaired else one.method
-            )
-            for one in made
-        ),
+        tuple(merged([one]) for one in made),
         tuple(sorted({term for one in made for term in one.hits} - misses)),
         tuple(sorted(misses)),
     )
+
+
+def merged(made: Sequence[Candidate]) -> SentenceQuality:
+    """Of one sentence, or of several as if they were one."""
+    ways: set[Way] = {"repair" if one.repaired else one.method for one in made}
+    return SentenceQuality(
+        _score(made),
+        in_order({flag for one in made for flag in one.flags}),
+        tuple(word for one in made for word in one.lost),
+        max(ways, key=_WAYS.index),
+    )
+
+
+def _score(made: Sequence[Candidate]) -> float | None:
+    if len(made) == 1:
+        return made[0].score
+    tokens = sum(one.tokens for one in made)
+    total = sum((one.score or 0.0) * one.tokens for one in made)
+    return total / tokens if tokens else None
 
 
 def count(

@@ -1,17 +1,19 @@
-"""The pieces of a request on the engine: a first round, one for what is flagged, one for the rest.
+"""The pieces of a request on the engine: first attempts, then what is flagged, then what is lost.
 
-Every round is one submission of all its attempts, so that they are batched. Work that was begun is
-not given up because the queue is full meanwhile: a later round waits for room until the deadline,
-so a request's answer does not depend on the load.
+All first attempts are one submission; while they run, what has come out flagged is tried again, in
+one submission at a time. What is decided for a piece depends on it and on those before it, so it is
+the same however the work was spread over time. Work that was begun is not given up because the
+queue is full meanwhile: a later submission waits for room until the deadline, so a request's answer
+does not depend on the load.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from app.engine.request import Beam, Finished, Hypothesis, Request, Timing, Token
+from app.engine.request import INTERACTIVE, Beam, Finished, Hypothesis, Request, Timing, Token
 from app.errors import NotReady, QueueFull
 from app.tasks.attempts import Attempt, Attempts, Candidate, scored
 from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits
@@ -23,11 +25,39 @@ _BEST = 4  # size of a beam that tries again
 _MOST = 64  # pieces of a request that are: a text that is doubtful throughout is not worth more
 _WAIT_S = 1.0
 Made = tuple[list[Candidate], tuple[Hypothesis, ...]]
-Told = tuple[list[Token], Finished]
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """An attempt on the engine: what each of its requests has told, and their ends."""
+
+    attempt: Attempt
+    first: int  # number of its first request in the job
+    told: list[list[Token]]
+    ends: dict[int, Finished] = field(default_factory=dict)
+    made: Made | None = None
+
+    @property
+    def ended(self) -> bool:
+        return len(self.ends) == len(self.told)
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far a piece has come: its works of now, the best until now, its time on the engine."""
+
+    works: list[_Work]
+    found: Candidate | None = None
+    before: Candidate | None = None  # what was flagged
+    timing: Timing = ZERO
 
 
 class Rounds:
-    """`run` once; `usage`, `timing` and `retried` are then those of all rounds."""
+    """`advance` until all are `made`; `usage`, `timing` and `retried` are then those of all.
+
+    With `hear`, tokens of first attempts are told as they come: piece, token. `progress` is called
+    with the first attempts' requests that have ended, and all of them.
+    """
 
     def __init__(
         self,
@@ -37,132 +67,203 @@ class Rounds:
         options: TranslateOptions,
         limits: TaskLimits,
         deadline: Deadline,
+        retry: bool,
+        hear: Callable[[int, Token], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._engine = engine
         self._attempts = attempts
         self._pieces = pieces
         self._options = options
         self._size = min(max(_BEST, options.beam), limits.slots)
         self._deadline = deadline
-        self.usage = Usage(0, 0)
-        self.timing = ZERO
-        self.retried: list[tuple[Candidate, Candidate]] = []  # what was flagged, what was taken
+        self._retry = retry
+        self._hear = hear
+        self._progress = progress
+        self._owners: list[_Work] = []  # of each request of the job
+        self._idle: list[_Work] = []  # that have nothing to ask
+        self._requests: list[Request] = []
+        self._decided = 0  # pieces of which it is known whether they are tried again
+        self._left = _MOST
+        self._wanted: list[tuple[int, bool]] = []  # pieces to try: by beam, else part by part
+        self._retrying = 0  # works of the submission that tries again
+        self.made: list[Candidate | None] = [None] * len(pieces)
+        self.first: list[Candidate | None] = [None] * len(pieces)
+        self._ends = 0  # of first attempts' requests
+        first = [attempts.first(i, piece) for i, piece in enumerate(pieces)]
+        works = self._works(first, self._beams(first))
+        self._courses = [_Course([work]) for work in works]
+        self._total = len(self._requests)
+        self._job = Job(engine, self._requests, deadline, tokens=hear is not None)
 
-    async def run(
-        self, retry: bool, progress: Callable[[int, int], None] | None
-    ) -> list[Candidate]:
-        """What is taken for each piece, in order."""
-        attempts = [self._attempts.first(i, piece) for i, piece in enumerate(self._pieces)]
-        first = await self._round(attempts, self._beams(attempts), progress)
-        found = [scored(made, end) for made, end in first]
-        if retry:
-            before = list(found)
-            await self._again(found)
-            await self._part(found)
-            self.retried = [(a, b) for a, b in zip(before, found, strict=True)
-                            if self._doubtful(a)]  # fmt: skip
-        return [self._attempts.repaired(one, piece)
-                for one, piece in zip(found, self._pieces, strict=True)]  # fmt: skip
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            sum(len(request.prompt) for request in self._requests),
+            sum(len(tokens) for work in dict.fromkeys(self._owners) for tokens in work.told),
+        )
+
+    @property
+    def timing(self) -> Timing:
+        return slowest([course.timing for course in self._courses])
+
+    @property
+    def retried(self) -> list[tuple[Candidate, Candidate]]:
+        """What was flagged, and what was taken."""
+        return [(course.before, course.found) for course in self._courses
+                if course.before and course.found]  # fmt: skip
+
+    def close(self) -> None:
+        self._job.close()
+
+    async def advance(self) -> None:
+        """Wait for what comes next from the engine, and take it in."""
+        ended, self._idle = self._idle, []
+        if not ended:
+            ended = self._read(await self._job.arrived())
+        await self._judge(ended)
+        for i in dict.fromkeys(work.attempt.piece for work in ended):
+            course = self._courses[i]
+            if all(work.made for work in course.works):
+                self._take(i, course)
+        while self._decided < len(self._pieces) and self.first[self._decided]:
+            self._decided += 1
+            self._decide(self._decided - 1)
+        while self._wanted and not self._retrying:
+            await self._try()
+
+    def _read(self, events: Sequence[tuple[int, Token | Finished]]) -> list[_Work]:
+        """The works that have ended."""
+        ended = []
+        for i, event in events:
+            work, first = self._owners[i], i < self._total
+            if isinstance(event, Token):
+                work.told[i - work.first].append(event)
+                if self._hear and first:
+                    self._hear(work.attempt.piece, event)
+                continue
+            work.ends[i - work.first] = checked(event)
+            self._ends += first
+            if self._progress and first:
+                self._progress(self._ends, self._total)
+            if work.ended:
+                ended.append(work)
+                self._retrying -= not first
+        return ended
+
+    async def _judge(self, ended: Sequence[_Work]) -> None:
+        def judge() -> None:
+            for work in ended:
+                told = [(tokens, work.ends[k]) for k, tokens in enumerate(work.told)]
+                made = self._attempts.candidates(
+                    work.attempt, self._pieces[work.attempt.piece], told
+                )
+                work.made = made, told[0][1].hypotheses if len(told) == 1 else ()
+
+        if sum(len(tokens) for work in ended for tokens in work.told) * 4 > INLINE_CHARACTERS:
+            await asyncio.to_thread(judge)
+        else:
+            judge()
+
+    def _take(self, i: int, course: _Course) -> None:
+        """Of a piece whose works have all ended the best of what they made."""
+        made = [work.made for work in course.works if work.made]
+        timings = [end.timing for work in course.works for end in work.ends.values()]
+        course.timing = _sum(course.timing, slowest(timings))
+        parted = course.works[0].attempt.method == "segments"
+        course.works = []
+        if course.found is None:
+            course.found = self.first[i] = scored(*made[0])
+            return
+        if parted:
+            course.found = made[0][0][0]
+        else:
+            course.found = min(
+                [course.found, *(one for candidates, _ in made for one in candidates)],
+                key=lambda candidate: candidate.rank,
+            )
+        self._decide(i)
+
+    def _decide(self, i: int) -> None:
+        """Try the piece again or take what there is."""
+        course = self._courses[i]
+        found = course.found
+        assert found is not None
+        if self._retry and not course.before and self._doubtful(found):
+            course.before = found
+            if found.method != "segments" and self._left:
+                self._left -= 1
+                self._wanted.append((i, True))
+                return
+        if self._retry and found.lost and found.method != "segments":
+            self._wanted.append((i, False))
+            return
+        self.made[i] = self._attempts.repaired(found, self._pieces[i])
 
     def _doubtful(self, found: Candidate) -> bool:
         """With alternatives asked for, only what loses protected words is tried again."""
         return bool(found.lost if self._options.alternatives else found.flags)
 
-    async def _again(self, found: list[Candidate]) -> None:
-        doubtful = [i for i, one in enumerate(found) if self._doubtful(one)]
-        doubtful.sort(key=lambda i: found[i].rank[:2] == (0, 0))  # those that lose words first
-        attempts = [
-            attempt
-            for i in sorted(doubtful[:_MOST])
-            if found[i].method != "segments"
-            for attempt in self._attempts.again(i, self._pieces[i], found[i])
-        ]
+    async def _try(self) -> None:
+        """Submit all that is wanted by now."""
+        wanted, self._wanted = self._wanted, []
         beam = Beam(self._size, self._options.length_penalty, best=self._size)
-        beams = [beam if self._size > 1 else None] * len(attempts)
-        made = await self._round(attempts, beams)
-        for attempt, (candidates, _) in zip(attempts, made, strict=True):
-            found[attempt.piece] = min([found[attempt.piece], *candidates], key=lambda c: c.rank)
+        attempts: list[Attempt] = []
+        beams: list[Beam | None] = []
+        for i, by_beam in wanted:
+            found = self._courses[i].found
+            assert found is not None
+            piece = self._pieces[i]
+            new = [self._attempts.parted(i, piece)]
+            if by_beam:
+                new = self._attempts.again(i, piece, found)
+            attempts += new
+            beams += [beam if by_beam and self._size > 1 else None] * len(new)
+        begin = len(self._requests)
+        works = self._works(attempts, beams)
+        await self._submit(self._requests[begin:])
+        self._retrying = sum(bool(work.told) for work in works)
+        for work in works:
+            self._courses[work.attempt.piece].works.append(work)
+        for i, _ in wanted:
+            if not self._courses[i].works:
+                self._decide(i)
 
-    async def _part(self, found: list[Candidate]) -> None:
-        attempts = [
-            self._attempts.parted(i, self._pieces[i])
-            for i, one in enumerate(found)
-            if one.lost and one.method != "segments"
-        ]
-        made = await self._round(attempts, [None] * len(attempts))
-        for attempt, (candidates, _) in zip(attempts, made, strict=True):
-            found[attempt.piece] = candidates[0]
-
-    def _beams(self, attempts: Sequence[Attempt]) -> list[Beam | None]:
-        search, only = self._options.search, self._options.branch
-        return [search if not only or attempt.piece == 0 else None for attempt in attempts]
-
-    async def _round(
-        self,
-        attempts: Sequence[Attempt],
-        beams: Sequence[Beam | None],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Made]:
-        requests: list[Request] = []
-        owners: list[range] = []
+    def _works(self, attempts: Sequence[Attempt], beams: Sequence[Beam | None]) -> list[_Work]:
+        works = []
         for attempt, beam in zip(attempts, beams, strict=True):
             new = self._attempts.requests(attempt, self._pieces[attempt.piece], beam)
-            owners.append(range(len(requests), len(requests) + len(new)))
-            requests += new
-        told = await self._told(requests, progress)
-        self._account(requests, told)
+            work = _Work(attempt, len(self._requests), [[] for _ in new])
+            works.append(work)
+            if not new:
+                self._idle.append(work)
+            self._owners += [work] * len(new)
+            self._requests += new
+        return works
 
-        def judge() -> list[Made]:
-            return [self._judged(attempt, [told[i] for i in own])
-                    for attempt, own in zip(attempts, owners, strict=True)]  # fmt: skip
-
-        if sum(len(tokens) for tokens, _ in told) * 4 > INLINE_CHARACTERS:
-            return await asyncio.to_thread(judge)
-        return judge()
-
-    def _judged(self, attempt: Attempt, told: Sequence[Told]) -> Made:
-        made = self._attempts.candidates(attempt, self._pieces[attempt.piece], told)
-        return made, told[0][1].hypotheses if len(told) == 1 else ()
-
-    async def _told(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None
-    ) -> list[Told]:
-        tokens: list[list[Token]] = [[] for _ in requests]
-        ends: dict[int, Finished] = {}
-        with await self._job(requests) as job:
-            async for i, event in job.events():
-                if isinstance(event, Token):
-                    tokens[i].append(event)
-                    continue
-                ends[i] = checked(event)
-                if progress:
-                    progress(len(ends), len(requests))
-        return [(tokens[i], ends[i]) for i in range(len(requests))]
-
-    async def _job(self, requests: Sequence[Request]) -> Job:
+    async def _submit(self, requests: Sequence[Request]) -> None:
+        if self._total > INTERACTIVE:
+            requests = [replace(request, batch=True) for request in requests]
         while True:
             try:
-                return Job(self._engine, requests, self._deadline)
+                return self._job.add(requests)
             except QueueFull as error:
-                if self.usage.prompt_tokens == 0:  # nothing was done yet
-                    raise
                 wait = min(error.retry_after_s or _WAIT_S, _WAIT_S)
                 if self._deadline.left < wait:
                     raise self._deadline.exceeded() from None
                 await asyncio.sleep(wait)
 
-    def _account(self, requests: Sequence[Request], told: Sequence[Told]) -> None:
-        slow = slowest([end.timing for _, end in told])
-        self.timing = Timing(*(getattr(self.timing, name) + getattr(slow, name)
-                               for name in ("queue_s", "prefill_s", "decode_s")))  # fmt: skip
-        self.usage = replace(
-            self.usage,
-            prompt_tokens=self.usage.prompt_tokens + sum(len(r.prompt) for r in requests),
-            completion_tokens=self.usage.completion_tokens + sum(len(t) for t, _ in told),
-        )
+    def _beams(self, attempts: Sequence[Attempt]) -> list[Beam | None]:
+        search, only = self._options.search, self._options.branch
+        return [search if not only or attempt.piece == 0 else None for attempt in attempts]
 
 
 def checked(end: Finished) -> Finished:
     if end.reason == "cancelled":  # not by us: the engine is stopping
         raise NotReady("the server is shutting down", retry_after_s=1)
     return end
+
+
+def _sum(one: Timing, two: Timing) -> Timing:
+    return Timing(
+        one.queue_s + two.queue_s, one.prefill_s + two.prefill_s, one.decode_s + two.decode_s
+    )

@@ -1,62 +1,43 @@
-"""The output of one piece as it comes, without white space around it.
+"""The draft of one piece: the output of its first attempt as it comes, without white space around.
 
 Where words are protected, or marks to be placed, it comes when it is complete.
 """
 
 from __future__ import annotations
 
-from app.engine.request import Finished, Token
-from app.tasks.attempts import Attempt, Attempts
-from app.tasks.pieces import Piece
-from app.tasks.rounds import checked
-from app.text.protect import is_private, public
-from app.text.tokenizer import TextTokenizer
+from collections.abc import Callable
+
+from app.text.protect import public
+from app.text.tokenizer import Detokenizer
 
 
-class PieceStream:
+class Draft:
+    """`written` brings a text into the form of the answer: all of it, or what is certain of it."""
+
     def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        attempts: Attempts,
-        attempt: Attempt,
-        piece: Piece,
-        requests: int,
+        self, detokenizer: Detokenizer | None, written: Callable[[str, bool], str]
     ) -> None:
-        self._detokenizer = tokenizer.detokenizer()
-        self._attempts = attempts
-        self._attempt = attempt
-        self._piece = piece
-        self._tokens: list[list[Token]] = [[] for _ in range(requests)]
-        self._ends: dict[int, Finished] = {}
-        self._direct = requests == 1 and not any(map(is_private, piece.text.text))
+        self._detokenizer = detokenizer  # None: the draft waits for its end
+        self._written = written
         self._text = ""
-        self._begun = False
-        self.number = attempt.piece
-        self.ended = not requests
+        self._whole: str | None = None
+        self._taken = ""
 
-    def push(self, i: int, event: Token | Finished) -> None:
-        """An event of the piece's request number i."""
-        if isinstance(event, Token):
-            self._tokens[i].append(event)
-            if self._direct:
-                self._text += public(self._detokenizer.push(event.id))
-            return
-        self._ends[i] = checked(event)
-        if len(self._ends) < len(self._tokens):
-            return
-        self.ended = True
-        if self._direct:
-            self._text = (self._text + self._detokenizer.finish()).rstrip()
-            return
-        told = [(tokens, self._ends[i]) for i, tokens in enumerate(self._tokens)]
-        made = self._attempts.candidates(self._attempt, self._piece, told)[0]
-        self._text = made.text.restore(made.output)
+    def push(self, token: int) -> None:
+        if self._detokenizer:
+            self._text += public(self._detokenizer.push(token))
+
+    def end(self, whole: str) -> None:
+        """The first attempt's text, in the form of the answer."""
+        self._whole = whole
 
     def take(self) -> str:
         """What is certain and was not taken before; white space may yet prove to be the end."""
-        if not self._begun:
-            self._text = self._text.lstrip()
-        ready = self._text.rstrip()
-        self._begun = self._begun or bool(ready)
-        self._text = self._text[len(ready) :]
-        return ready
+        ready = self._whole
+        if ready is None:
+            ready = self._written(self._text.strip(), True)
+        if not ready.startswith(self._taken):
+            return ""
+        new = ready[len(self._taken) :]
+        self._taken = ready
+        return new

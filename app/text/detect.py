@@ -13,6 +13,8 @@ from functools import cached_property
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from app.text.chinese import SIMPLIFIED, TRADITIONAL, is_traditional, variants
+
 _ENOUGH = 2000  # characters; more do not change the answer, only the time
 
 
@@ -23,10 +25,14 @@ class Detection:
 
 
 class Detector:
-    """Ranks the languages given at construction; the first of them wins a tie."""
+    """Ranks the languages given at construction; the first of them wins a tie.
+
+    Chinese in traditional characters is `zh-Hant`.
+    """
 
     def __init__(self, languages: Sequence[str]) -> None:
         self._order = {code: rank for rank, code in enumerate(languages)}
+        self._scripts = TRADITIONAL in variants(languages)
 
     @cached_property
     def _identifier(self) -> LanguageIdentifier | None:
@@ -67,6 +73,11 @@ class Detector:
         candidates.sort(key=lambda code: (-scores.get(code, 0.0), self._order[code]))
         shares = [scores.get(code, 0.0) / total if total > 0 else 0.0 for code in candidates]
         return [
-            Detection(code, round(min(share, 1.0), 4))
+            Detection(self._written(code, sample), round(min(share, 1.0), 4))
             for code, share in zip(candidates, shares, strict=True)
         ]
+
+    def _written(self, code: str, text: str) -> str:
+        if code == SIMPLIFIED and self._scripts and is_traditional(text):
+            return TRADITIONAL
+        return code

@@ -82,6 +82,15 @@ def parse(document: str, form: Literal["html", "xml"], param: str) -> list[str |
     return _Reader(document, form, param).read(tokens)
 
 
+def places(document: str, form: Literal["html", "xml"], param: str) -> list[tuple[int, int]]:
+    """Where the units stand; each alone is a document of one unit."""
+    tokens = list(_tokens(document, form))
+    _pair(document, tokens, form, param)
+    reader = _Reader(document, form, param)
+    reader.read(tokens)
+    return reader.places
+
+
 def escape(text: str) -> str:
     """Plain text as markup."""
     return html.escape(text, quote=False)
@@ -168,6 +177,7 @@ class _Reader:
         self._begin = -1  # where the current unit begins; -1: there is none
         self._builder = Builder(param)
         self._letters = False
+        self.places: list[tuple[int, int]] = []
 
     def read(self, tokens: list[_Token]) -> list[str | Protected]:
         i = 0
@@ -215,9 +225,10 @@ class _Reader:
         """The unit, if it has words, ends here; else it stays literal."""
         if self._letters:
             start, end = self._trimmed(self._begin, end)
+            self.places.append((start, end))
             self._parts.append(self._document[self._literal : start])
             unit = self._builder.done()
-            self._parts.append(Protected(unit.text.strip(" "), unit.spans))
+            self._parts.append(Protected(unit.text.strip(" "), unit.spans, end - start))
             self._literal = end
         self._begin, self._letters = -1, False
         self._builder = Builder(self._param)

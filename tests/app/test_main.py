@@ -31,7 +31,7 @@ def test_lifespan_opens_and_closes_the_engine(
                 body = {"text": "Good morning!", "source": "en", "target": "zh"}
                 answer = (await client.post("/v1/translate", json=body)).json()
                 assert answer["model"] == "tiny-int8"
-                engine = app.state.gpt2mt.service.engine
+                engine = app.state.gpt2mt.catalog.first.engine
             assert not engine.alive
             assert (await client.get("/health/ready")).status_code == 503
 

@@ -27,7 +27,8 @@ def test_errors_have_its_shape(client: httpx.Client) -> None:
     for path in ("/v2/models/none", "/v2/models/none/ready", "/v2/models/%00"):
         response = client.get(path)
         assert response.status_code == 404
-        assert list(response.json()) == ["error"] and "unknown model" in response.json()["error"]
+        assert list(response.json()) == ["error"]
+        assert "there is no model" in response.json()["error"]
     response = client.post("/v2/health/live")
     assert response.status_code == 405 and list(response.json()) == ["error"]
 

@@ -206,16 +206,16 @@ def test_readiness_while_loading_and_draining(fake_server: Any, fp32_bundle: Any
     with fake_server(decoder(fp32_bundle, None)) as server:
         state, get = server.app.state.gpt2mt, server.client.get
         assert get("/health/ready").json() == {"status": "ok"}
-        service, state.service = state.service, None
+        catalog, state.catalog = state.catalog, None
         assert get("/health/ready").status_code == get("/v1/models").status_code == 503
         assert get("/health").status_code == get("/health/live").status_code == 200
         refused = server.client.post("/v1/generate", json=GENERATE)
         assert refused.json()["code"] == "not_ready" and refused.headers["Retry-After"]
-        state.service, state.draining = service, True
+        state.catalog, state.draining = catalog, True
         assert get("/health/ready").status_code == 503
         assert get("/health/live").status_code == 200
         state.draining = False
-        service.engine.stop(drain=False)
+        catalog.stop(drain=False)
         assert get("/health").status_code == get("/health/live").status_code == 503
         assert get("/health/ready").status_code == 503
 

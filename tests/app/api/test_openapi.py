@@ -23,11 +23,6 @@ def test_the_page_needs_no_other_host(client: httpx.Client) -> None:
         assert client.get(f"/static-offline-docs/{asset}").status_code == 200
 
 
-def test_the_page_is_the_first_one(client: httpx.Client) -> None:
-    response = client.get("/", follow_redirects=False)
-    assert (response.status_code, response.headers["Location"]) == (307, "/docs")
-
-
 def test_the_document_has_the_form_of_openapi(document: Any) -> None:
     operations = [o for path in document["paths"].values() for o in path.values()]
     assert len({o["operationId"] for o in operations}) == len(operations)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +22,7 @@ import pytest
 
 import app
 from app.bundle import Bundle
+from gpt2_mt.cli import main
 
 CODE = """\
 import argparse; from app import cli
@@ -37,7 +41,7 @@ class Process:
         self._process = process
         self._errors = errors
         self._pool = ThreadPoolExecutor(64)
-        port = self._wait(lambda: re.search(r"running on http://[\d.]+:(\d+)", self.errors))[1]
+        port = self.wait(lambda: re.search(r"running on http://[\d.]+:(\d+)", self.errors))[1]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
 
     @property
@@ -46,6 +50,9 @@ class Process:
 
     def signal(self) -> None:
         self._process.send_signal(signal.SIGTERM)
+
+    def reload(self) -> None:
+        self._process.send_signal(signal.SIGHUP)
 
     def generate(self, count: int) -> list[Future[httpx.Response]]:
         """That many requests, which the engine has accepted."""
@@ -58,7 +65,7 @@ class Process:
 
         post = self.client.post
         sent = [self._pool.submit(post, "/v1/generate", json=LONG) for _ in range(count)]
-        self._wait(accepted)
+        self.wait(accepted)
         return sent
 
     def ended(self, within_s: float) -> None:
@@ -72,7 +79,7 @@ class Process:
         self._pool.shutdown()
         self.client.close()
 
-    def _wait(self, condition: Callable[[], Any]) -> Any:
+    def wait(self, condition: Callable[[], Any]) -> Any:
         end = time.monotonic() + 20
         while not (found := condition()):
             assert self._process.poll() is None and time.monotonic() < end, self.errors
@@ -152,3 +159,123 @@ def test_a_second_signal_ends_it_at_once(start: Start) -> None:
         server.signal()
         server.ended(within_s=1.5)
         assert any(refused(one.result()) for one in sent)
+
+
+def test_a_reload_under_load_drops_no_request(int8_bundle: Bundle, tmp_path: Path) -> None:
+    path, errors = tmp_path / "bundle", tmp_path / "stderr"
+
+    def put(name: str, damage: bool = False) -> None:
+        """The link leads to another folder from one instant to the next."""
+        folder = tmp_path / name
+        shutil.copytree(int8_bundle.path, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "name": name}))
+        if damage:
+            (folder / "tokenizer.json").write_text("{}")
+        (tmp_path / "link").symlink_to(folder)
+        (tmp_path / "link").replace(path)
+
+    put("old")
+    environment = {**os.environ, "GPT2MT_THREADS": "1", "GPT2MT_BUNDLE": str(path)}
+    with errors.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CODE],
+            cwd=Path(app.__file__).parents[1],
+            env=environment,
+            stderr=stream,
+        )
+    server = Process(process, errors)
+    body = {"prompt": ["The", "A"], "max_tokens": 30}
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.client.base_url, timeout=20) as client:
+            while not stop.is_set():
+                answers.append(client.post("/v1/generate", json=body))
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(4)]
+            try:
+                server.wait(lambda: len(answers) > 8)
+                put("new")
+                server.reload()
+                server.wait(lambda: answers[-1].json()["model"] == "new")
+                put("bad", damage=True)
+                server.reload()
+                server.wait(lambda: "tokenizer.json" in server.errors)
+                seen = len(answers)
+                server.wait(lambda: len(answers) > seen + 8)
+            finally:
+                stop.set()
+            for one in asking:
+                one.result()
+        assert [a.text for a in answers if a.status_code != 200] == []
+        assert {a.json()["model"] for a in answers} == {"old", "new"}
+        assert answers[-1].json()["model"] == "new"
+        assert len({str(a.json()["generations"]) for a in answers}) == 1  # the same weights
+        metrics = server.client.get("/metrics").text
+        for result in ("replaced", "failed"):
+            assert f'gpt2mt_reloads_total{{result="{result}"}} 1.0' in metrics
+        server.wait(lambda: "old, replaced, has ended" in server.errors)
+    finally:
+        server.close()
+
+
+def test_the_settings_are_told_with_where_they_are_from(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('slots = 3\nthreads = 2\nlog_level = "error"\napis = ["openai"]\n')
+    command = [sys.executable, "-c", "from gpt2_mt.cli import main; raise SystemExit(main())"]
+    command += [
+        "serve",
+        "--config",
+        str(file),
+        "--set",
+        "max_queue=7",
+        "--port",
+        "9",
+        "--show-config",
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GPT2MT_")}
+    environment |= {"GPT2MT_THREADS": "1", "GPT2MT_MAX_ITEMS": "5"}
+    told = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    lines = told.splitlines()
+    assert "port = 9  # command line" in lines and "max_queue = 7  # command line" in lines
+    assert "threads = 1  # environment" in lines and "max_items = 5  # environment" in lines
+    assert f"slots = 3  # {file}" in lines and f'apis = ["openai"]  # {file}' in lines
+    assert 'host = "127.0.0.1"  # default' in lines
+    assert "# cache_mb is not set  # default" in lines
+    again = tmp_path / "again.toml"
+    again.write_text(told)  # what is told can be given
+    environment = {k: v for k, v in environment.items() if not k.startswith("GPT2MT_")}
+    command = command[:3] + ["serve", "--config", str(again), "--show-config"]
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    values = [line.split("  #")[0] for line in second.stdout.splitlines()]
+    assert values == [line.split("  #")[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        (["--set", "slots"], "", "write NAME=VALUE"),
+        (["--set", "sluts=3"], "", "write NAME=VALUE"),
+        (["--set", "slots=many"], "", "slots"),
+        ([], "slots = ", "cannot be read"),
+        ([], "sluts = 3", "unknown setting sluts"),
+        ([], 'slots = "many"', "slots"),
+    ],
+)
+def test_wrong_settings_are_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
+    message: str,
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    assert main(["serve", "--config", str(file), *arguments, "--show-config"]) == 2
+    assert message in capsys.readouterr().err

@@ -17,6 +17,7 @@ from app.metrics import Metrics
 from app.service import Service
 from app.tasks.job import Deadline
 from app.tasks.translate import TranslateOptions, Translation, Translator
+from app.text.chinese import VARIANTS
 from app.text.tokenizer import TextTokenizer
 
 ONCE = TranslateOptions(retry=False)  # noise is always flagged
@@ -62,9 +63,10 @@ def test_what_needs_no_translation_is_an_error_or_comes_back(service: Service) -
 def test_a_script_is_not_left_out(service: Service) -> None:
     simplified = translate(service, "Hello.", target="zh-Hans")
     assert simplified == translate(service, "Hello.", target="zh")
-    for target in ("zh-Hant", "ZH_HANT_HK"):
-        with pytest.raises(UnknownLanguage):
-            translate(service, "Hello.", target=target)
+    traditional = translate(service, "Hello.", target="zh-Hant")
+    written = VARIANTS["zh-Hant"].from_model(simplified[0].text)
+    assert [one.text for one in traditional] == [written]
+    assert traditional == translate(service, "Hello.", target="ZH_HANT")
 
 
 def test_items_keep_their_order_and_their_own_language(
