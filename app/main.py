@@ -55,6 +55,8 @@ _CORS: Any = {
     "allow_headers": ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
     "expose_headers": ["Retry-After", "Server-Timing", "X-Request-ID"],
 }
+# FastAPI's own spans and logs hold addresses, queries and messages of exceptions.
+_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 log = logging.getLogger("app.main")
 
 
@@ -95,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry=_TELEMETRY,
     )
     app.state.gpt2mt = state
     app.include_router(v1.router)

@@ -1,8 +1,8 @@
 """One OpenTelemetry span for each request, exported by OTLP over HTTP; the extra `otel`.
 
-Configured by the standard OTEL_ environment variables alone, and off without them: then nothing of
-OpenTelemetry is imported. A span continues the caller's W3C `traceparent`. It carries the route,
-the status, counts and the times at which its sequences were queued, read and generated.
+Configured by the standard OTEL_ environment variables alone, and off without them: then neither its
+SDK nor an exporter is imported. A span continues the caller's W3C `traceparent`. It carries the
+route, the status, counts and the times at which its sequences were queued, read and generated.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def run(settings: Settings) -> int:
 
 
 def _deploy(serve: Any, settings: Settings, threads: int) -> None:
-    from app.commands.replica import Replica
+    Replica: Any = import_module("app.commands.replica").Replica
 
     quiet = {"enable_access_log": False, "log_level": "WARNING"}  # it would log addresses
     serve.start(

@@ -71,8 +71,9 @@ def _dialects() -> Dialects:
     from app.main import APIS
 
     dialects = Dialects()
-    for api in APIS.values():
-        dialects.speak(api.router, api.tell)
+    for apis in APIS.values():
+        for api in apis:
+            dialects.speak(api.router, api.tell)
     return dialects
 
 

@@ -41,8 +41,7 @@ class Replica:
 
     def check_health(self) -> None:
         """A replica whose engine has died is replaced."""
-        service = self._state.service
-        if service is not None and not self._state.draining and not service.engine.alive:
+        if not self._state.live:
             raise RuntimeError("the engine has stopped")
 
     def families(self) -> tuple[str, Families]:
