@@ -29,7 +29,7 @@ from app.api.schemas import (
     TranslateRequest,
 )
 from app.api.state import ServiceOf, StateOf
-from app.api.streams import EventStream
+from app.api.streams import EventStream, server_timing
 from app.api.translations import answer_of, detected_of, events_of, timing_of, usage_of
 from app.errors import (
     BadJson,

@@ -30,6 +30,7 @@ from app.text.chinese import (
 from app.text.detect import Detector
 from app.text.glossary import Glossary
 from app.text.protect import Protected
+from app.text.quality import readable, scripts_of
 from app.text.segment import translatable
 from app.text.tokenizer import TextTokenizer
 
@@ -80,6 +81,7 @@ class Planner:
         self._offered = offered(manifest.languages)
         self._variants = variants(manifest.languages)
         self._pairs = frozenset(manifest.pairs)
+        self._scripts = scripts_of(manifest.languages)
         self._limits = limits
 
     def pair(self, source: str, target: str, unchanged: bool = False) -> tuple[str, str]:
@@ -225,6 +227,10 @@ class Planner:
             return _rewritten(item, parts, script, plan.variant)
         return item
 
+    def _readable(self, piece: str) -> bool:
+        """Whether it has words, and in a script that the model knows."""
+        return translatable(piece) and readable(piece, self._scripts)
+
     def _glossary(self, source: str, script: Variant | None, plan: Plan) -> Glossary:
         """The request's, as the model reads and writes it; a stored one for its language only."""
         found = plan.options.glossary
@@ -248,7 +254,7 @@ class Planner:
         layout = lay_out(text, source, lambda piece: self._tokenizer.count(convert(piece)) <= limit)
         numbers: list[int | None] = []
         for piece in layout.pieces:
-            if not translatable(piece) or (source, plan.language) not in self._pairs:
+            if (source, plan.language) not in self._pairs or not self._readable(piece):
                 numbers.append(None)
                 continue
             numbers.append(len(plan.pieces))

@@ -45,9 +45,12 @@ _URL = r"""
 _EMAIL = r"""(?<![A-Za-z0-9._%+\-])[A-Za-z0-9_%+\-](?:[A-Za-z0-9._%+\-]{0,62}[A-Za-z0-9_%+\-])?
     @[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8}"""
 _TAG = r"""</?[A-Za-z](?:[^<>"'\n]|"[^"\n]*+"|'[^'\n]*+')*+>"""
+# No language that parts words by spaces has such words: data, which a model would only garble.
+_LETTER = "[^\\W\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+_LONG = rf"(?<!\S)(?:{_LETTER}|[!-/:;=?@\[-^`{{-~]){{256,}}+"
 _HARD = re.compile(
     rf"(?P<tag>{_TAG})|(?P<url>{_URL})|(?P<email>{_EMAIL})|(?P<code>`[^`\n]{{1,200}}`)"
-    rf"|(?P<placeholder>{_PLACEHOLDER})",
+    rf"|(?P<placeholder>{_PLACEHOLDER})|(?P<long>{_LONG})",
     re.VERBOSE,
 )
 _SIGN = (
@@ -137,6 +140,8 @@ class Builder:
             if kind == "tag":
                 after = raw.startswith("</") and not _VOID.match(raw)
                 self.span(raw, "tag", "after" if after else "before")
+            elif kind == "long":
+                self.span(raw, "code")
             else:
                 self.span(raw, kind)  # type: ignore[arg-type]  # groups are named by kinds
             at = match.end()

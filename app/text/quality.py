@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 from app.text.numbers import compare
@@ -66,6 +66,18 @@ def flags(
 
 def in_order(found: Sequence[Flag] | set[Flag]) -> tuple[Flag, ...]:
     return tuple(flag for flag in FLAGS if flag in found)
+
+
+def scripts_of(languages: Collection[str]) -> frozenset[str] | None:
+    """Those that the languages are written in; None if they are not known."""
+    found = [_SCRIPTS.get(code.partition("-")[0]) for code in languages]
+    known = [one for one in found if one is not None]
+    return frozenset().union(*known) if len(known) == len(found) else None
+
+
+def readable(text: str, scripts: frozenset[str] | None) -> bool:
+    """Whether a letter is of one of the scripts."""
+    return scripts is None or any(_script(char) in scripts for char in text if char.isalpha())
 
 
 def _words(text: str) -> list[str]:
