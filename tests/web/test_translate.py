@@ -156,6 +156,7 @@ def test_overload_is_told_and_waited_for(page: Page, site: Server, seen: Any) ->
     seen.network_may_fail = True  # Chromium tells a 503, too
     choose(page, "en", "de")
     wanted(site, "Good night! " * 8)  # a server that has just been quick asks to wait shortly
+    translation = wanted(site, "Good night!")["text"]
     stats = site.engine.stats
     body = {"max_tokens": 400, "min_tokens": 400, "stream": True}
     with (
@@ -168,7 +169,7 @@ def test_overload_is_told_and_waited_for(page: Page, site: Server, seen: Any) ->
         alert = page.get_by_role("alert")
         expect(alert).to_contain_text(f"waiting; the limit is {QUEUE}")
         expect(alert).to_contain_text("Trying again in")
-    expect(result(page)).to_have_text(wanted(site, "Good night!")["text"])
+    expect(result(page)).to_have_text(translation)
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
