@@ -17,7 +17,7 @@ TEXT = (
     "My brother lives in Berlin. The children are playing in the garden. "
     "I would like a cup of tea.\n\nThe meeting is on Monday at 9:30 in room 204."
 )
-SIZES = {"page": (1200, 860), "phone": (390, 800)}
+SIZES = {"page": (1200, 940), "phone": (390, 800)}
 
 
 def shoot(browser: Browser, url: str, path: Path, size: tuple[int, int], theme: str) -> None:

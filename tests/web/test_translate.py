@@ -128,6 +128,25 @@ def test_terms_of_the_glossary_are_sent_and_kept(page: Page, site: Server, seen:
     assert page.evaluate("JSON.parse(localStorage['gpt2mt.glossary']).de") == {}
 
 
+def test_a_stored_glossary_is_chosen_by_name(page: Page, site: Server, seen: Any) -> None:
+    stored = {"name": "trains", "source": "en", "target": "de", "entries": {"station": "Halt"}}
+    assert site.client.post("/v1/glossaries", json=stored).status_code == 201
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    choose(page, "en", "fr")
+    page.locator("#glossary summary").click()
+    use = page.get_by_label("Use", exact=True)
+    expect(use.locator("option")).to_have_count(1)  # it is for another pair
+    choose(page, "en", "de")
+    use.select_option("trains")
+    expect(page.get_by_label("Translation 1", exact=True)).to_have_value("Halt")
+    write(page, "Where is the station?")
+    expect(result(page)).to_contain_text("Halt")
+    finished(page)
+    assert json.loads(seen.posts("/v1/translate")[-1].post_data)["glossary"] == "trains"
+    assert site.client.delete("/v1/glossaries/trains").status_code == 204
+
+
 def test_history_survives_a_reload_and_can_be_cleared_and_switched_off(
     page: Page, site: Server
 ) -> None:
