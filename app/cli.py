@@ -51,11 +51,10 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _add_shortlist(parser)
     parser.add_argument("--slots", type=int, metavar="N", help="sequences side by side")
     parser.add_argument(
-<<<<<<< HEAD
         "--no-page", dest="page", action="store_false", default=None, help="no web page at /"
-=======
+    )
+    parser.add_argument(
         "--glossaries", metavar="DIR", help="keep stored glossaries here (default: in memory)"
->>>>>>> 0e7509821818db515d861df3358503f2cf2d1fab
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.set_defaults(run=serve)
