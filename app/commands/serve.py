@@ -62,7 +62,6 @@ def _in_background(work: Callable[[], None]) -> None:
 def run(args: argparse.Namespace) -> int:
     names = ("host", "port", "bundle", "device", "threads", "slots", "shortlist", "glossaries",
              "page", "log_level")  # fmt: skip
-             "log_level")  # fmt: skip
     settings = Settings.load({name: getattr(args, name, None) for name in names})
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
