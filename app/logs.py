@@ -23,8 +23,12 @@ Raised = tuple[type[BaseException], BaseException, TracebackType | None]
 def configure(level: str, kind: LogFormat) -> None:
     """All loggers write such lines to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if kind == "json" else TextLines())
+    handler.setFormatter(formatter(kind))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def formatter(kind: LogFormat) -> logging.Formatter:
+    return JsonLines() if kind == "json" else TextLines()
 
 
 def fields_of(record: Record, done: Done) -> dict[str, object]:

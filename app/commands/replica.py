@@ -15,10 +15,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from ray import serve
 
+from app.logs import formatter
 from app.main import create_app
 from app.settings import Settings
 
-_OWN_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 Families = list[Metric]
 
 
@@ -30,7 +30,7 @@ class Replica:
         logger = logging.getLogger("app")
         logger.setLevel(settings.log_level.upper())
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(_OWN_FORMAT))
+        handler.setFormatter(formatter(settings.log_format))
         logger.handlers, logger.propagate = [handler], False
         self._application = create_app(settings)
         self._state = self._application.state.gpt2mt

@@ -153,6 +153,7 @@ function measure() {
   const near = limit !== null && size > 0.8 * limit;
   const most = near ? ` of ${limit.toLocaleString("en")}` : "";
   byId("count").textContent = size ? `${size.toLocaleString("en")}${most} characters` : "";
+  byId("count").classList.toggle("near", near);
   byId("clear").disabled = !size;
 }
 

@@ -17,13 +17,12 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 from app.main import create_app
 from app.settings import Settings
 from tests.servers import Server, serve
-from tests.web.steps import visit
+from tests.web.steps import QUEUE, SLOTS, visit
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 REASON = "no Chromium on PATH (Debian: apt-get install chromium)"
 NETWORK = "Failed to load resource"
-SLOTS, QUEUE = 6, 8
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,11 @@ from app.settings import Settings
 from tests.servers import serve
 
 DOCS = Path(__file__).parents[2] / "docs"
-TEXT = "Good morning! Where is the station? We have 3 tickets for the train at 10:45."
-SIZES = {"page": (1200, 700), "phone": (390, 800)}
+TEXT = (
+    "My brother lives in Berlin. The children are playing in the garden. "
+    "I would like a cup of tea.\n\nThe meeting is on Monday at 9:30 in room 204."
+)
+SIZES = {"page": (1200, 940), "phone": (390, 800)}
 
 
 def shoot(browser: Browser, url: str, path: Path, size: tuple[int, int], theme: str) -> None:
@@ -23,6 +26,7 @@ def shoot(browser: Browser, url: str, path: Path, size: tuple[int, int], theme: 
         viewport={"width": width, "height": height},
         color_scheme="dark" if theme == "dark" else "light",
         locale="en-GB",
+        reduced_motion="reduce",
     )
     page = context.new_page()
     page.goto(url)
@@ -30,6 +34,8 @@ def shoot(browser: Browser, url: str, path: Path, size: tuple[int, int], theme: 
     page.get_by_label("To", exact=True).select_option("de")
     page.get_by_label("Text to translate").fill(TEXT)
     page.locator("#copy:enabled").wait_for()
+    page.locator("#result [role=button]").nth(2).click()
+    page.locator("#alternatives-list .choice").first.wait_for()
     page.screenshot(path=path, full_page=width < 800)
     context.close()
 

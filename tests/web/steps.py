@@ -8,6 +8,8 @@ from playwright.sync_api import Locator, Page
 
 from tests.servers import Server
 
+SLOTS, QUEUE = 6, 32
+
 
 def wanted(site: Server, text: str, source: str = "en", target: str = "de", **more: Any) -> Any:
     """What the server itself says."""

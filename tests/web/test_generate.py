@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_stop_frees_the_server(page: Page, site: Server) -> None:
     page.get_by_label("Top-p").fill("1")
     page.get_by_label("Prompt").fill("Once upon a time")
     page.get_by_role("button", name="Generate").click()
-    page.wait_for_function("document.getElementById('generated').textContent.length > 24")
+    expect(generated(page)).to_have_text(re.compile(r"Once upon a time.{9}"))
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#generate-note")).to_have_text("Stopped")
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()

@@ -10,7 +10,7 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from tests.servers import Server
-from tests.web.steps import choose, finished, result, wanted, write
+from tests.web.steps import QUEUE, SLOTS, choose, finished, result, wanted, write
 
 expect.set_options(timeout=20_000)
 
@@ -27,7 +27,7 @@ def test_it_translates_while_one_types_and_stops_what_is_old(
     expect(result(page)).to_have_text(wanted(site, "Where is the station?")["text"])
     assert len(seen.posts("/v1/translate")) < 4  # not one for each key
     write(page, TEXT * 3)
-    page.wait_for_function("document.getElementById('result').ariaBusy === 'true'")
+    expect(result(page)).to_have_attribute("aria-busy", "true")
     write(page, TEXT)
     finished(page)
     expect(result(page)).to_have_text(wanted(site, TEXT)["text"])
@@ -111,7 +111,7 @@ def test_doubtful_sentences_are_marked_and_say_why(page: Page, site: Server) -> 
 
 def test_terms_of_the_glossary_are_sent_and_kept(page: Page, site: Server, seen: Any) -> None:
     choose(page, "en", "de")
-    page.get_by_text("Glossary", exact=True).click()
+    page.locator("#glossary summary").click()
     page.get_by_label("Term 1", exact=True).fill("station")
     page.get_by_label("Translation 1", exact=True).fill("Haltestelle")
     write(page, "Where is the station?")
@@ -122,10 +122,29 @@ def test_terms_of_the_glossary_are_sent_and_kept(page: Page, site: Server, seen:
     }
     page.reload()
     page.locator("html[data-ready]").wait_for()
-    page.get_by_text("Glossary", exact=True).click()
+    page.locator("#glossary summary").click()
     expect(page.get_by_label("Translation 1", exact=True)).to_have_value("Haltestelle")
     page.get_by_role("button", name="Remove term 1").click()
     assert page.evaluate("JSON.parse(localStorage['gpt2mt.glossary']).de") == {}
+
+
+def test_a_stored_glossary_is_chosen_by_name(page: Page, site: Server, seen: Any) -> None:
+    stored = {"name": "trains", "source": "en", "target": "de", "entries": {"station": "Halt"}}
+    assert site.client.post("/v1/glossaries", json=stored).status_code == 201
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    choose(page, "en", "fr")
+    page.locator("#glossary summary").click()
+    use = page.get_by_label("Use", exact=True)
+    expect(use.locator("option")).to_have_count(1)  # it is for another pair
+    choose(page, "en", "de")
+    use.select_option("trains")
+    expect(page.get_by_label("Translation 1", exact=True)).to_have_value("Halt")
+    write(page, "Where is the station?")
+    expect(result(page)).to_contain_text("Halt")
+    finished(page)
+    assert json.loads(seen.posts("/v1/translate")[-1].post_data)["glossary"] == "trains"
+    assert site.client.delete("/v1/glossaries/trains").status_code == 204
 
 
 def test_history_survives_a_reload_and_can_be_cleared_and_switched_off(
@@ -136,7 +155,7 @@ def test_history_survives_a_reload_and_can_be_cleared_and_switched_off(
     finished(page)
     page.reload()
     page.locator("html[data-ready]").wait_for()
-    page.get_by_text("History", exact=True).click()
+    page.locator("#history summary").click()
     entry = page.locator("#history-list").get_by_role("button")
     expect(entry).to_have_count(1)
     entry.click()
@@ -146,7 +165,7 @@ def test_history_survives_a_reload_and_can_be_cleared_and_switched_off(
     expect(entry).to_have_count(0)
     page.get_by_label("Keep translations in this browser").uncheck()
     write(page, "Where are the children?")
-    page.locator("#copy:disabled").wait_for()
+    expect(result(page)).to_have_text(wanted(site, "Where are the children?")["text"])
     finished(page)
     expect(entry).to_have_count(0)
     assert "children" not in page.evaluate("JSON.stringify(localStorage)")
@@ -155,19 +174,21 @@ def test_history_survives_a_reload_and_can_be_cleared_and_switched_off(
 def test_overload_is_told_and_waited_for(page: Page, site: Server, seen: Any) -> None:
     seen.network_may_fail = True  # Chromium tells a 503, too
     choose(page, "en", "de")
+    wanted(site, "Good night! " * 8)  # a server that has just been quick asks to wait shortly
+    translation = wanted(site, "Good night!")["text"]
     stats = site.engine.stats
     body = {"max_tokens": 400, "min_tokens": 400, "stream": True}
     with (
         httpx.Client(base_url=site.client.base_url, timeout=60) as client,
-        client.stream("POST", "/v1/generate", json={"prompt": ["a"] * 6, **body}),
-        client.stream("POST", "/v1/generate", json={"prompt": ["b"] * 8, **body}),
+        client.stream("POST", "/v1/generate", json={"prompt": ["a"] * SLOTS, **body}),
+        client.stream("POST", "/v1/generate", json={"prompt": ["b"] * QUEUE, **body}),
     ):
-        site.wait(lambda: stats().queued == 8, "the queue is not full")
+        site.wait(lambda: stats().queued == QUEUE, "the queue is not full")
         write(page, "Good night!")
         alert = page.get_by_role("alert")
-        expect(alert).to_contain_text("waiting; the limit is 8")
+        expect(alert).to_contain_text(f"waiting; the limit is {QUEUE}")
         expect(alert).to_contain_text("Trying again in")
-    expect(result(page)).to_have_text(wanted(site, "Good night!")["text"])
+    expect(result(page)).to_have_text(translation)
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
@@ -196,7 +217,7 @@ def test_markup_of_users_stays_text(page: Page, site: Server) -> None:
     choose(page, "en", "de")
     write(page, "<img src=x onerror=alert(1)> Good night! <b>Tea</b>")
     finished(page)
-    page.get_by_text("History", exact=True).click()
+    page.locator("#history summary").click()
     assert page.locator("main img, main b").count() == 0
 
 
