@@ -10,7 +10,7 @@ from pathlib import Path
 from app.commands.progress import Progress
 from app.documents.formats import EXTENSIONS, format_of, translated_name
 from app.documents.run import Documents, TranslatedFile
-from app.errors import InvalidField
+from app.errors import BadDocument, InvalidField
 from app.metrics import Metrics
 from app.service import Service
 from app.tasks.job import Deadline
@@ -35,7 +35,8 @@ def check(args: argparse.Namespace) -> list[tuple[Path, Path]]:
             raise InvalidField(f"--{name}: not with documents", param=name)
     if args.format != "text":
         raise InvalidField("--format: a document has that of its ending", param="format")
-    folder = Path(args.out) if args.out and (len(args.text) > 1 or Path(args.out).is_dir()) else None
+    several = bool(args.out) and (len(args.text) > 1 or Path(args.out).is_dir())
+    folder = Path(args.out) if several else None
     if folder is not None and not folder.is_dir():
         raise InvalidField(f"--out {args.out!r}: no such folder", param="out")
     plan: list[tuple[Path, Path]] = []
@@ -67,7 +68,7 @@ async def translate_documents(
             result = await _translate(documents, path, source, target, options)
         except InvalidField as error:
             if error.param == "file":  # says what is wrong, not yet where
-                error.detail = f"{str(path)!r}: {error.detail}"
+                raise BadDocument(f"{str(path)!r}: {error.detail}") from None
             raise
         partial = made.with_name(made.name + ".partial")
         try:

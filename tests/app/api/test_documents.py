@@ -88,7 +88,7 @@ def test_what_the_translator_says_of_a_text_is_in_the_file(client: httpx.Client)
 
 def test_a_long_document_is_translated_in_portions(server: Server) -> None:
     state = server.app.state.gpt2mt
-    lines = [f"Line {i}." for i in range(11)]
+    lines = [f"The weather {i} is nice." for i in range(11)]
     data = "\n".join(lines).encode()
     told: list[tuple[int, int]] = []
 
