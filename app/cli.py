@@ -76,24 +76,30 @@ def _register_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser
 def _register_translate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "translate",
-        help="translate a text, a file, a folder or stdin",
-        description="Translate one text or document, or the lines of a file or of stdin as a\n"
+        help="translate a text, documents, a file, a folder or stdin",
+        description="Translate one text, or documents (.txt, .md, .html, .srt, .po, .docx), each\n"
+        "into NAME.TARGET.EXT beside it; or the lines of a file or of stdin as a\n"
         "batch: one line out for each line in, with its alternatives, best first, between tabs.\n"
         "Those of one text are a line each, after their scores. What is doubtful is tried again\n"
         "by beam; what is doubtful still is counted on stderr. Of a folder, every text and the\n"
         "source side of every corpus becomes a file of lines and translations to train on,\n"
         "without a second try; finished files are not made again.",
         epilog="example:\n  gpt2-mt translate --target de 'Good morning!'\n"
+        "  gpt2-mt translate --target de report.docx\n"
         "  gpt2-mt translate --target de --beam 4 --alternatives 4 'Good morning!'\n"
         "  gpt2-mt translate --source en --target fr --file lines.txt > lines.fr.txt\n"
         "  gpt2-mt translate --source en --target de --format html --file in.html > out.html\n"
         "  gpt2-mt translate --source en --target de --folder corpus --out made",
         formatter_class=_RAW,
     )
-    parser.add_argument("text", nargs="*", help="the text (default: stdin)")
+    parser.add_argument("text", nargs="*", help="the text, or documents (default: stdin)")
     parser.add_argument("--file", metavar="PATH", help="translate the lines of this file")
     parser.add_argument("--folder", metavar="DIR", help="translate all texts and corpora in here")
-    parser.add_argument("--out", metavar="DIR", help="folder for the translations of --folder")
+    parser.add_argument(
+        "--out", metavar="PATH", help="folder for the translations of --folder or of documents, or "
+        "a file for that of one document",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite a document's translation")
     parser.add_argument("--source", default="auto", metavar="CODE", help="default: auto")
     parser.add_argument("--target", required=True, metavar="CODE")
     parser.add_argument(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.commands.documents import are_documents, check, translate_documents
 from app.commands.folder import translate_folder
 from app.commands.progress import Progress
 from app.errors import InvalidField
@@ -33,8 +34,10 @@ _ANY = 10**9
 def run_translate(args: argparse.Namespace) -> int:
     if bool(args.text) + bool(args.file) + bool(args.folder) > 1:
         raise InvalidField("give one of text, --file and --folder, not both", param="file")
-    if bool(args.folder) != bool(args.out):
+    documents = are_documents(args.text)
+    if bool(args.folder) != bool(args.out) and not documents:
         raise InvalidField("--folder and --out go together", param="out")
+    plan = check(args) if documents else []
     options = TranslateOptions(
         args.beam, args.length_penalty, args.alternatives, args.prefix, args.branch,
         args.format, _glossary(args.glossary), not (args.no_retry or args.folder),
@@ -46,6 +49,9 @@ def run_translate(args: argparse.Namespace) -> int:
             raise InvalidField(f"--folder {args.folder!r}: no such folder", param="folder")
         with _service(args) as service:
             return _run(translate_folder(service, args, options))
+    if plan:
+        with _service(args) as service:
+            return _run(translate_documents(service, plan, args.source, args.target, options))
     if args.file:
         text = _decoded(_bytes_of(args.file), args.file)
         lines, batch = _lines(text), True

@@ -58,9 +58,9 @@ class Catalog:
     def __init__(self, data: bytes) -> None:
         self._decoded = decode(data)
         text = self._decoded.text
-        self._eol = "\r\n" if "\r\n" in text else "\n"
+        self._return = "\r" if "\r\n" in text else ""
         _check(text)
-        self._lines = [line.removesuffix("\r") for line in text.split("\n")]
+        self._lines = text.split("\n")
         entries = _entries(self._lines)
         for entry in entries:
             if not entry.msgid and entry.forms:
@@ -78,15 +78,16 @@ class Catalog:
             if any(one.doubtful for one in made):
                 flags = entry.flags if entry.flags >= 0 else entry.first
                 lines += self._lines[at:flags]
-                lines.append(_fuzzy(self._lines[flags] if entry.flags >= 0 else "#,"))
+                given = self._lines[flags] if entry.flags >= 0 else "#,"
+                lines.append(_fuzzy(given) + self._return)
                 at = flags + 1 if entry.flags >= 0 else flags
             for i, form in enumerate(entry.forms):
                 text = made[min(i, len(made) - 1)].text
                 if text != sources[min(i, len(made) - 1)]:
                     lines += self._lines[at : form.first]
-                    lines += _written(form.keyword, text)
+                    lines += [one + self._return for one in _written(form.keyword, text)]
                     at = form.end
-        return self._decoded.encode(self._eol.join(lines + self._lines[at:]))
+        return self._decoded.encode("\n".join(lines + self._lines[at:]))
 
 
 def _check(text: str) -> None:
@@ -125,6 +126,8 @@ def _entries(lines: Sequence[str]) -> list[_Entry]:
             text = polib.unescape(match[1])
         else:
             keyword = ""
+            if line.strip() and not line.lstrip().startswith("#"):
+                raise BadDocument(f"file, line {i + 1}: not the syntax of a PO file")
             if line.lstrip().startswith("#"):
                 if entry.forms:
                     entries.append(entry := _Entry())
@@ -144,7 +147,7 @@ def _entries(lines: Sequence[str]) -> list[_Entry]:
 def _fuzzy(flags: str) -> str:
     rest = flags.lstrip().removeprefix("#,").strip()
     if "fuzzy" in [flag.strip() for flag in rest.split(",")]:
-        return flags
+        return flags.rstrip()
     return f"#, fuzzy, {rest}" if rest else "#, fuzzy"
 
 

@@ -112,19 +112,20 @@ class Paragraph:
         """A run of the main formatting where there was none."""
         if not text.strip() and (before is None or behind is None):
             return
+        near = before or behind
+        assert near is not None  # a paragraph with words has one of them
         model = next((a for a in self._atoms if self._is_base(a)), None)
-        near = model or before or behind
-        assert near is not None
         run = near.element.makeelement(W + "r")
         if model is not None and (formatting := model.element.find(W + "rPr")) is not None:
             run.append(copy.deepcopy(formatting))
         node = run.makeelement(W + "t")
         run.append(node)
         _set(node, text)
-        if before is not None:
-            self._top(before.element).addnext(run)
+        top = self._top(near.element)
+        if near is before:
+            top.addnext(run)
         else:
-            self._top(near.element).addprevious(run)
+            top.addprevious(run)
 
     def _top(self, element: _Element) -> _Element:
         """The child of the paragraph that the element is in."""

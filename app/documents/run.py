@@ -108,23 +108,24 @@ class Documents:
             source = translator.detect(sample, target).language
         running: deque[asyncio.Task[list[Translated]]] = deque()
         made: list[Translated] = []
+
+        async def collect(most: int) -> None:
+            while len(running) > most:
+                made.extend(await running.popleft())
+                if progress:
+                    progress(len(made), len(units))
+
         try:
             for start, end in self._portions(units):
                 part = units[start:end]
                 work = self._portion(translator, part, start, source, target, deadline, options)
                 running.append(asyncio.create_task(work))
-                if len(running) == _TOGETHER:
-                    made += await running.popleft()
-                    if progress:
-                        progress(len(made), len(units))
-            while running:
-                made += await running.popleft()
+                await collect(_TOGETHER - 1)
+            await collect(0)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        if progress:
-            progress(len(units), len(units))
         flagged = sum(one.doubtful for one in made)
         written = await asyncio.to_thread(document.write, made)
         characters = sum(len(unit.text) for unit in units)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from app.documents.formats import FORMATS
 from app.documents.units import Document, Translated, Unit
 
-_TAG = re.compile(r"(<code\b.*?</code>|<[^>]*>)", re.DOTALL)
-_KEPT = re.compile(r"(%\(\w+\)s|%[sd]|\{\w*\})")
+_TAG = re.compile(r"(?:<(code|kbd)\b.*?</\1>|<[^>]*>)", re.DOTALL)
+_KEPT = re.compile(r"(%\(\w+\)[sd]|%[sd]|\{\w*\})")
 
 PLAIN = "Title\n\n  One line.\r\n42\nLast line without end"
 MARKDOWN = """\
@@ -157,11 +157,13 @@ def louder(unit: Unit) -> Translated:
     """Upper case, where a translation would change words."""
     if unit.format == "text":
         return Translated(loud(unit.text))
-    parts = _TAG.split(unit.text)
-    return Translated("".join(
-        part if i % 2 else html.escape(html.unescape(part).upper(), quote=False)
-        for i, part in enumerate(parts)
-    ))  # fmt: skip
+    parts: list[str] = []
+    at = 0
+    for tag in [*_TAG.finditer(unit.text), None]:
+        text = html.unescape(unit.text[at : tag.start() if tag else None])
+        parts += (html.escape(text.upper(), quote=False), tag[0] if tag else "")
+        at = tag.end() if tag else 0
+    return Translated("".join(parts))
 
 
 def read(name: str, data: bytes | str) -> Document:

@@ -1,0 +1,3 @@
+from tests.app.test_cli import run
+
+__all__ = ["run"]
