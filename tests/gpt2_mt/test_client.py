@@ -231,7 +231,7 @@ def test_async(server: Any, sentences: list[str]) -> None:
             (whole,) = await client.generate("The", max_tokens=12)
             chunks = [chunk async for chunk in client.stream("The", max_tokens=12)]
             assert "".join(chunk.text for chunk in chunks) == whole.text
-            assert len(await client.languages()) == 4 and len(await client.models()) == 1
+            assert len(await client.languages()) == 7 and len(await client.models()) == 1
             assert await client.ready()
             with pytest.raises(Rejected):
                 await client.translate("a", "tlh")

@@ -1,4 +1,4 @@
-"""Stored glossaries: kept, bounded, named in errors, used by /v1/translate and by DeepL's client."""
+"""Stored glossaries: kept, bounded, named in errors, used in /v1/translate and DeepL's API."""
 
 from __future__ import annotations
 
@@ -134,41 +134,40 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 def test_deepls_client(client: httpx.Client, server: Any) -> None:
-    with deepl.DeepLClient("any", server_url=f"http://127.0.0.1:{server.port}") as translator:
-        pairs = {(one.source_lang, one.target_lang) for one in translator.get_glossary_languages()}
-        assert ("en", "de") in pairs and len(pairs) == 12
-        entries = {"cat": "Kater", "dog": "Hund"}
-        info = translator.create_glossary("My animals", "EN", "DE", entries)
-        assert (info.name, info.entry_count, info.ready) == ("My animals", 2, True)
-        assert (info.source_lang, info.target_lang) == ("en", "de")
-        text = "name,Name\n\"a, b\",A und B\n"
-        other = translator.create_glossary_from_csv("csv", "EN", "DE", text)
-        assert translator.get_glossary_entries(other) == {"name": "Name", "a, b": "A und B"}
-        listed = translator.list_glossaries()
-        assert {one.glossary_id for one in listed} == {info.glossary_id, other.glossary_id}
-        assert translator.get_glossary_entries(info) == entries
-        assert translator.get_glossary(info.glossary_id).name == "My animals"
-        found = translator.translate_text(
-            "The cat.", source_lang="EN", target_lang="DE", glossary=info
+    translator = deepl.DeepLClient("any", server_url=f"http://127.0.0.1:{server.port}")
+    pairs = {(one.source_lang, one.target_lang) for one in translator.get_glossary_languages()}
+    assert ("en", "de") in pairs and len(pairs) == 12
+    entries = {"cat": "Kater", "dog": "Hund"}
+    info = translator.create_glossary("My animals", "EN", "DE", entries)
+    assert (info.name, info.entry_count, info.ready) == ("My animals", 2, True)
+    assert (info.source_lang, info.target_lang) == ("en", "de")
+    text = "name,Name\n\"a, b\",A und B\n"
+    other = translator.create_glossary_from_csv("csv", "EN", "DE", text)
+    assert translator.get_glossary_entries(other) == {"name": "Name", "a, b": "A und B"}
+    listed = translator.list_glossaries()
+    assert {one.glossary_id for one in listed} == {info.glossary_id, other.glossary_id}
+    assert translator.get_glossary_entries(info) == entries
+    assert translator.get_glossary(info.glossary_id).name == "My animals"
+    found = translator.translate_text(
+        "The cat.", source_lang="EN", target_lang="DE", glossary=info
+    )
+    body = {"text": "The cat.", "source": "en", "target": "de", "glossary": info.glossary_id}
+    own = client.post("/v1/translate", json=body).json()["translations"][0]
+    assert found.text == own["text"]
+    assert own["quality"]["glossary"]["hits"] + own["quality"]["glossary"]["misses"] == ["cat"]
+    with pytest.raises(deepl.DeepLException, match="from 'en' to 'de'"):
+        translator.translate_text(
+            "The cat.", source_lang="EN", target_lang="FR", glossary=info.glossary_id
         )
-        body = {"text": "The cat.", "source": "en", "target": "de", "glossary": info.glossary_id}
-        own = client.post("/v1/translate", json=body).json()["translations"][0]
-        assert found.text == own["text"]
-        assert own["quality"]["glossary"]["hits"] + own["quality"]["glossary"]["misses"] == ["cat"]
-        with pytest.raises(deepl.DeepLException, match="from 'en' to 'de'"):
-            translator.translate_text(
-                "The cat.", source_lang="EN", target_lang="FR", glossary=info.glossary_id
-            )
-        with pytest.raises(deepl.DeepLException, match="no glossary '0a1b'"):
-            translator.translate_text("A", source_lang="EN", target_lang="DE", glossary="0a1b")
-        translator.delete_glossary(info)
-        with pytest.raises(deepl.GlossaryNotFoundException):
-            translator.get_glossary(info.glossary_id)
-        with pytest.raises(deepl.DeepLException, match="line 1"):
-            data = {"name": "x", "source_lang": "EN", "target_lang": "DE", "entries": "a",
-                    "entries_format": "tsv"}  # fmt: skip
-            answer = client.post("/v2/glossaries", json=data)
-            raise deepl.DeepLException(answer.json()["message"])
+    with pytest.raises(deepl.DeepLException, match="no glossary '0a1b'"):
+        translator.translate_text("A", source_lang="EN", target_lang="DE", glossary="0a1b")
+    translator.delete_glossary(info)
+    with pytest.raises(deepl.GlossaryNotFoundException):
+        translator.get_glossary(info.glossary_id)
+    data = {"name": "x", "source_lang": "EN", "target_lang": "DE", "entries_format": "tsv"}
+    answer = client.post("/v2/glossaries", json={**data, "entries": "a\tb\na"})
+    assert answer.status_code == 400 and "line 2" in answer.json()["message"]
     answer = client.post("/v2/translate", json={"text": "A", "target_lang": "DE",
                                                 "glossary_id": other.glossary_id})  # fmt: skip
     assert answer.status_code == 400 and "source_lang" in answer.json()["message"]
+    translator.close()
