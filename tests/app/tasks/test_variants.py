@@ -27,8 +27,8 @@ def run(
 
 def test_a_target_is_written_in_its_script_and_words_are_kept(service: Service) -> None:
     bench = Bench(service, lambda text, beam: SAYS.format("波士顿" if "Boston" in text else ""))
-    one = run(bench, "Software is in {头发}, hair.", "en", "zh-TW", retry=False)
-    assert one.text == "軟體在裡面，{头发}頭髮。" and "script" not in one.quality.flags
+    one = run(bench, "Software is in {{头发}}, hair.", "en", "zh-TW", retry=False)
+    assert one.text == "軟體在裡面，{{头发}}頭髮。" and "script" not in one.quality.flags
     assert run(bench, "Software.", "en", "zh-HK", retry=False).text == "軟件在裏面，頭髮。"
     assert run(bench, "Software.", "en", "zh", retry=False).text == SAYS.format("")
 
@@ -44,7 +44,7 @@ def test_a_source_is_read_in_the_models_script(service: Service) -> None:
 
 def test_one_script_becomes_the_other_without_a_model(service: Service) -> None:
     bench = Bench(service, lambda text, beam: "Yes.")
-    assert run(bench, "头发 {头发}\n", "auto", "zh-Hant").text == "頭髮 {头发}\n"
+    assert run(bench, "头发 {{头发}}\n", "auto", "zh-Hant").text == "頭髮 {{头发}}\n"
     assert run(bench, "<p>頭髮 &amp; <b>軟件", "zh-Hant", "zh", format="html").text == (
         "<p>头发 &amp; <b>软件"
     )

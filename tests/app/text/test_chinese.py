@@ -34,14 +34,15 @@ def test_detection_tells_the_script() -> None:
 
 @pytest.mark.parametrize(
     ("code", "written"),
-    [("zh-Hant", "滑鼠"), ("zh-TW", "滑鼠"), ("zh-HK", "滑鼠")],
+    [
+        ("zh-Hant", "鼠標在裡面，頭髮在後面。出租車！\n軟件"),
+        ("zh-TW", "滑鼠在裡面，頭髮在後面。計程車！\n軟體"),
+        ("zh-HK", "滑鼠在裏面，頭髮在後面。出租車！\n軟件"),
+    ],
 )
 def test_variants_are_written_and_read(code: str, written: str) -> None:
-    variant = VARIANTS[code]
-    text = variant.from_model(PLAIN)
-    assert is_traditional(text) and "頭髮" in text and "後面" in text
-    assert ("滑鼠" in text) is (code == "zh-TW") and ("計程車" in text) is (code == "zh-TW")
-    assert variant.to_model(text) == PLAIN
+    assert VARIANTS[code].from_model(PLAIN) == written and is_traditional(written)
+    assert VARIANTS[code].to_model(written) == PLAIN
 
 
 @pytest.mark.parametrize("code", VARIANTS)
