@@ -15,6 +15,7 @@ from app.metrics import Metrics
 from app.service import Service
 from app.tasks.job import Deadline
 from app.tasks.options import TranslateOptions
+from app.tasks.translate import Translator
 
 _ANY = 10**9
 
@@ -61,11 +62,12 @@ async def translate_documents(
     target: str,
     options: TranslateOptions,
 ) -> None:
-    documents = Documents(service.translator, service.limits, Metrics(), _ANY)
+    limits = service.limits
+    documents = Documents(Metrics(), _ANY, limits.max_items, limits.max_characters)
     service.translator.pair(source, target, unchanged=True)
     for path, made in plan:
         try:
-            result = await _translate(documents, path, source, target, options)
+            result = await _translate(documents, service.translator, path, source, target, options)
         except InvalidField as error:
             if error.param == "file":  # says what is wrong, not yet where
                 raise BadDocument(f"{str(path)!r}: {error.detail}") from None
@@ -80,7 +82,12 @@ async def translate_documents(
 
 
 async def _translate(
-    documents: Documents, path: Path, source: str, target: str, options: TranslateOptions
+    documents: Documents,
+    translator: Translator,
+    path: Path,
+    source: str,
+    target: str,
+    options: TranslateOptions,
 ) -> TranslatedFile:
     progress: Progress | None = None
     told = 0
@@ -93,7 +100,8 @@ async def _translate(
 
     try:
         data, form = path.read_bytes(), format_of(path.name)
-        return await documents.run(data, form, source, target, Deadline.after(_ANY), options, tell)
+        ask = (source, target, Deadline.after(_ANY), options)
+        return await documents.run(translator, data, form, *ask, tell)
     except OSError as error:
         raise InvalidField(f"{str(path)!r}: {error.strerror}", param="text") from None
     finally:

@@ -112,9 +112,8 @@ def made(
     name: str, source: str, target: str, entries: Mapping[str, str], title: str = ""
 ) -> StoredGlossary:
     """A new one, of now."""
-    return StoredGlossary(
-        name, source, target, dict(entries), title, datetime.now(UTC).isoformat(timespec="seconds")
-    )
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return StoredGlossary(name, source, target, dict(entries), title, created)
 
 
 def _unknown(name: str, param: str) -> UnknownGlossary:
