@@ -110,7 +110,7 @@ async def translate(
         code_of(fields.target_lang, "target_lang", service),
         state.deadline(None),
         options=TranslateOptions(
-            format=fields.tag_handling or "text", glossary=_glossary(fields, state)
+            format=fields.tag_handling or "text", glossary=glossary_of(fields, state)
         ),
         unchanged=True,
     )
@@ -153,7 +153,7 @@ async def usage(caller: CallerOf) -> dict[str, int]:
     return {"character_count": caller.today, "character_limit": quota}
 
 
-def _glossary(fields: TranslateFields, state: State) -> Glossary:
+def glossary_of(fields: Choices, state: State) -> Glossary:
     if not fields.glossary_id:
         return Glossary()
     if fields.source_lang == AUTO:

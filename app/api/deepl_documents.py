@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import ServiceOf
-from app.api.deepl import Choices, code_of, refuse, tell
+from app.api.deepl import Choices, code_of, glossary_of, refuse, tell
 from app.api.files import MAX_AGE_S, MAX_FILES, Work
 from app.api.openapi import shaped
 from app.api.problems import detail
@@ -26,7 +26,7 @@ from app.api.uploads import attachment, upload_of
 from app.documents.formats import format_of, translated_name
 from app.documents.run import TranslatedFile
 from app.errors import AppError, InvalidField, NotFound, NotReady, QueueFull
-from app.tasks.translate import PLAIN
+from app.tasks.options import TranslateOptions
 
 _UNDER_WAY = 16  # documents
 
@@ -66,12 +66,17 @@ async def upload(
     form = format_of(name)
     if fields.output_format.casefold() not in ("", *(e[1:] for e in form.extensions)):
         raise InvalidField("'output_format' must be that of the file", param="output_format")
-    identity, work = _new(state.works)
     deadline = state.deadline(state.max_timeout_s)
-    running = state.documents.run(
-        service.translator, sent.data, form, source, target, deadline, PLAIN
-    )
+    options = TranslateOptions(glossary=glossary_of(fields, state))
     lease = state.ready().lease()  # it goes on when this request has been answered
+    try:
+        identity, work = _new(state.works)
+    except QueueFull:
+        lease.close()
+        raise
+    running = state.documents.run(
+        service.translator, sent.data, form, source, target, deadline, options
+    )
 
     async def go() -> None:
         try:
