@@ -59,7 +59,7 @@ def test_errors_are_counted_by_code(client: httpx.Client) -> None:
 
 
 def test_limits_versions_and_the_process_are_told(server: Server, client: httpx.Client) -> None:
-    service = server.app.state.gpt2mt.service
+    service = server.app.state.gpt2mt.catalog.first
     assert metric(client, "gpt2mt_queue_limit") == 2048
     assert metric(client, "gpt2mt_kv_cache_bytes") == service.cache.bytes
     limit = metric(client, "gpt2mt_kv_cache_tokens_limit")
