@@ -18,7 +18,7 @@ _TIME = r"(\d{1,3}):(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
 _TIMING = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}(?:[ \t].*)?")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _SPEAKER = re.compile(r"[ \t]*(?:<[^>]*>)?[ \t]*[-\u2010-\u2015]")
-_POSITION = re.compile(r"(?:\{\\[^}\n]*\})*[ \t]*")
+_PREFIX = re.compile(r"(?:\{\\[^}\n]*\})*[ \t]*(?:[-\u2010-\u2015][ \t]*)?")  # position, dash
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ def _split(cue: Sequence[tuple[int, int]], text: str) -> list[_Text]:
     found = []
     for group in groups:
         start, end = group[0][0], group[-1][1]
-        position = _POSITION.match(text, start, group[0][1])
-        start = position.end() if position else start
+        prefix = _PREFIX.match(text, start, group[0][1])
+        start = prefix.end() if prefix else start
         lines = (text[start : group[0][1]], *(text[a:b] for a, b in group[1:]))
         eol = text[group[0][1] : group[1][0]] if len(group) > 1 else "\n"
         if has_letters(lines):

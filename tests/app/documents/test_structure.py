@@ -108,7 +108,13 @@ def test_times_and_numbers_of_subtitles_stay() -> None:
     kept = re.compile(r"^(?:\d+|.*-->.*)$", re.M)
     assert kept.findall(made) == kept.findall(samples.SRT)
     assert "{\\an8}Viel mehr Text als\nvorher, in einer Zeile.\n" in made
+    assert "- Viel mehr Text als vorher, in einer Zeile.\n- Viel mehr" in made
     assert len(made.splitlines()) == len(samples.SRT.splitlines())
+
+
+def test_bullets_and_numbers_of_plain_text_stay() -> None:
+    document = samples.read("text", "- One\n 2. Two\n- -\n-3 degrees\n")
+    assert [unit.text for unit in document.units] == ["One", "Two", "-3 degrees"]
 
 
 def test_lines_are_about_equal() -> None:
