@@ -192,4 +192,4 @@ def _translation(text: str, one: Translation, fields: TranslateFields) -> dict[s
     return told
 
 
-router.include_router(deepl_glossaries.router)
+router.routes.extend(deepl_glossaries.router.routes)

@@ -34,7 +34,7 @@ class GlossaryFields(BaseModel):
     entries_format: Literal["tsv", "csv"]
 
 
-router = APIRouter()
+router = APIRouter(prefix="/v2", tags=["DeepL"])
 
 
 @router.post(

@@ -216,7 +216,7 @@ def test_strange_text_gets_an_answer(client: httpx.Client, text: str) -> None:
     ("path", "content", "param"),
     [
         ("/v1/translate", r'{"text": "a\ud800", "target": "de"}', "text"),
-        ("/v1/translate", r'{"text": ["a", "\udc00\ud800"], "target": "de"}', "text[1]"),
+        ("/v1/generate", r'{"prompt": ["a", "\udc00\ud800"]}', "prompt[1]"),
         ("/v1/translate", r'{"text": "a", "target": "\ud800"}', "target"),
         ("/v1/generate", r'{"prompt": "\ud83d", "stream": true}', "prompt"),
         ("/v1/generate", r'{"prompt": "a", "stop": ["\ud83d"]}', "stop[0]"),

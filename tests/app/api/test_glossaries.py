@@ -140,7 +140,7 @@ def test_deepls_client(client: httpx.Client, server: Any) -> None:
     entries = {"cat": "Kater", "dog": "Hund"}
     info = translator.create_glossary("My animals", "EN", "DE", entries)
     assert (info.name, info.entry_count, info.ready) == ("My animals", 2, True)
-    assert (info.source_lang, info.target_lang) == ("en", "de")
+    assert (info.source_lang, info.target_lang) == ("EN", "DE")
     text = "name,Name\n\"a, b\",A und B\n"
     other = translator.create_glossary_from_csv("csv", "EN", "DE", text)
     assert translator.get_glossary_entries(other) == {"name": "Name", "a, b": "A und B"}

@@ -48,14 +48,19 @@ def test_the_client_translates_detects_and_lists(
         assert libre.translate(text, "auto", target) == expected["text"]
     (expected,) = own(client, text=sentences[0], source="en", target="zh")
     assert libre.translate(sentences[0], "en", "zh-Hans") == expected["text"]
-    for text, code in (("今天天气很好。", "zh-Hans"), ("Wo ist der Bahnhof?", "de")):
+    (expected,) = own(client, text=sentences[0], source="en", target="zh-Hant")
+    for code in ("zt", "zh-Hant"):
+        assert libre.translate(sentences[0], "en", code) == expected["text"]
+    assert libre.translate("今天天气很好。", "zh", "zt") == "今天天氣很好。"
+    texts = {"今天天气很好。": "zh-Hans", "今天天氣很好。": "zh-Hant", "Wo ist der Bahnhof?": "de"}
+    for text, code in texts.items():
         found = libre.detect(text)
         assert found[0]["language"] == code and 50 < found[0]["confidence"] <= 100
         assert [list(one) for one in found] == [["confidence", "language"]] * len(found)
     languages = libre.languages()
-    assert [one["code"] for one in languages] == ["en", "zh-Hans", "de", "fr"]
+    assert [one["code"] for one in languages] == ["en", "zh-Hans", "zh-Hant", "de", "fr"]
     assert languages[0] == {
-        "code": "en", "name": "English", "targets": ["de", "en", "fr", "zh-Hans"]
+        "code": "en", "name": "English", "targets": ["de", "en", "fr", "zh-Hans", "zh-Hant"]
     }  # fmt: skip
 
 
@@ -145,8 +150,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/translate", {"target": None}, "Invalid request: missing target parameter"),
     ("/translate", {"target": ["de"]}, "target"),
     ("/translate", {"target": "auto"}, "auto is not supported"),
-    ("/translate", {"target": "zh-Hant"}, "zh-Hant is not supported"),
-    ("/translate", {"target": "zt"}, "zt is not supported"),
     ("/translate", {"format": "markdown"}, "markdown format is not supported"),
     ("/translate", {"format": 7}, "7 format is not supported"),
     ("/translate", {"alternatives": "many"}, "alternatives parameter is not a number"),
