@@ -14,6 +14,16 @@ export class ApiError extends Error {
   }
 }
 
+let key = null;
+let askForKey = null;
+let asking = null;
+
+/** An API key for a server that needs one: the kept one, and `ask(words)` for another. */
+export function useKey(kept, ask) {
+  key = kept;
+  askForKey = ask;
+}
+
 export async function get(path) {
   return (await send(path, {})).json();
 }
@@ -38,7 +48,8 @@ export async function* stream(path, body, signal) {
 export async function send(path, options) {
   let response;
   try {
-    response = await fetch(path, { ...options, credentials: "same-origin", redirect: "error" });
+    const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
+    response = await fetch(path, { ...options, headers, credentials: "same-origin", redirect: "error" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError({ detail: "The server cannot be reached.", status: 0 }, UNREACHABLE_S);
@@ -51,7 +62,16 @@ export async function send(path, options) {
   } catch {
     problem.detail = `The server answered ${response.status} ${response.statusText}.`;
   }
+  if (response.status === 401 && askForKey && (await newKey(problem.detail))) return send(path, options);
   throw new ApiError(problem, Number.isNaN(after) ? null : after);
+}
+
+/** Asks once, however many requests were refused; false if there is none. */
+async function newKey(words) {
+  asking ??= askForKey(words).finally(() => (asking = null));
+  const given = await asking;
+  if (given) key = given;
+  return Boolean(given);
 }
 
 /**

@@ -1,7 +1,7 @@
 // Puts the page together: tabs, theme, shortcuts, and what the parts tell each other.
 
 import { closeAlternatives } from "./alternatives.js";
-import { get } from "./api.js";
+import { get, useKey } from "./api.js";
 import { announce, byId, tell } from "./dom.js";
 import { openDocuments, stopDocument } from "./documents.js";
 import { generate, openGenerate, stopGenerating } from "./generate.js";
@@ -79,7 +79,24 @@ function onKey(event) {
   event.preventDefault();
 }
 
+/** Shows the server's words and resolves to the key that is typed, or null. */
+function askForKey(words) {
+  const dialog = byId("key-dialog");
+  byId("key-words").textContent = words ?? "";
+  byId("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const typed = dialog.returnValue === "use" ? byId("key").value.trim() : "";
+      if (typed) sessionStorage.setItem("gpt2mt.key", typed);
+      resolve(typed || null);
+    }, { once: true });
+  });
+}
+
 async function open() {
+  useKey(sessionStorage.getItem("gpt2mt.key"), askForKey);
   openTheme();
   openTabs();
   text.openTranslate();
