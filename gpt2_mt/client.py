@@ -8,7 +8,7 @@ connection is sent again. Needs httpx (the extra `client`) and nothing else of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from time import sleep
 from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
 
@@ -20,19 +20,25 @@ from gpt2_mt.messages import (
     ClientError,
     ConnectionFailed,
     DeadlineExceeded,
+    Drafted,
     Events,
     GenerateOptions,
     Generation,
     Language,
+    Live,
     Model,
     Problem,
     Quality,
     Rejected,
+    Sentence,
     ServerFailed,
     TimedOut,
+    Translated,
     TranslateOptions,
     Translation,
     Unavailable,
+    chunk,
+    live,
     problem,
     read,
 )
@@ -40,8 +46,9 @@ from gpt2_mt.retry import Retry, Tries
 
 __all__ = [
     "AsyncClient", "BadAnswer", "Chunk", "Client", "ClientError", "ConnectionFailed",
-    "DeadlineExceeded", "Generation", "Language", "Model", "Problem", "Quality", "Rejected",
-    "Retry", "ServerFailed", "TimedOut", "Translation", "Unavailable",
+    "DeadlineExceeded", "Drafted", "Generation", "Language", "Model", "Problem", "Quality",
+    "Rejected", "Retry", "Sentence", "ServerFailed", "TimedOut", "Translated", "Translation",
+    "Unavailable",
 ]  # fmt: skip
 
 URL = "http://127.0.0.1:8000"
@@ -86,10 +93,11 @@ def items(kind: type[T], answer: httpx.Response, name: str) -> list[T]:
         raise BadAnswer(f"no array {name!r} in the answer: {answer.text[:200]}") from error
 
 
-def translation(text: Texts, source: str, target: str, options: Mapping[str, object]) -> Call:
-    return Call(
-        "POST", "/v1/translate", {"text": text, "source": source, "target": target, **options}
-    )
+def translation(
+    text: Texts, source: str, target: str, options: Mapping[str, object], stream: bool = False
+) -> Call:
+    body = {"text": text, "source": source, "target": target, **options}
+    return Call("POST", "/v1/translate", {**body, "stream": True} if stream else body)
 
 
 def generation(prompt: Texts, options: Mapping[str, object], stream: bool = False) -> Call:
@@ -157,15 +165,26 @@ class Client:
         self, prompt: Texts, **options: Unpack[GenerateOptions]
     ) -> Generator[Chunk, None, None]:
         """Asks when the first chunk is wanted; closing it frees the server."""
-        call, tries = generation(prompt, options, stream=True), Tries(self._retry)
+        return self._events(generation(prompt, options, stream=True), chunk)
+
+    def translate_stream(
+        self, text: Texts, target: str, source: str = "auto", **options: Unpack[TranslateOptions]
+    ) -> Generator[Live, None, None]:
+        """In the order of the texts: drafts, final sentences, translations. As `stream`."""
+        return self._events(translation(text, source, target, options, stream=True), live)
+
+    def _events(
+        self, call: Call, reading: Callable[[Any], Iterator[T]]
+    ) -> Generator[T, None, None]:
+        tries = Tries(self._retry)
         while True:
-            events = Events()
+            events = Events(reading)
             try:
                 with self._http.stream(*call[:2], json=call.json) as response:
                     if not response.is_success:
                         response.read()
                     for data in checked(response).iter_bytes():
-                        yield from events.chunks(data)
+                        yield from events.read(data)
                     return events.close()
             except (httpx.RequestError, ClientError) as error:
                 seconds = tries.pause(error, final=events.begun)
@@ -239,19 +258,29 @@ class AsyncClient:
     async def generate(self, prompt: Texts, **options: Unpack[GenerateOptions]) -> list[Generation]:
         return items(Generation, await self._ask(generation(prompt, options)), "generations")
 
-    async def stream(
+    def stream(
         self, prompt: Texts, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Chunk, None]:
-        call, tries = generation(prompt, options, stream=True), Tries(self._retry)
+        return self._events(generation(prompt, options, stream=True), chunk)
+
+    def translate_stream(
+        self, text: Texts, target: str, source: str = "auto", **options: Unpack[TranslateOptions]
+    ) -> AsyncGenerator[Live, None]:
+        return self._events(translation(text, source, target, options, stream=True), live)
+
+    async def _events(
+        self, call: Call, reading: Callable[[Any], Iterator[T]]
+    ) -> AsyncGenerator[T, None]:
+        tries = Tries(self._retry)
         while True:
-            events = Events()
+            events = Events(reading)
             try:
                 async with self._http.stream(*call[:2], json=call.json) as response:
                     if not response.is_success:
                         await response.aread()
                     async for data in checked(response).aiter_bytes():
-                        for chunk in events.chunks(data):
-                            yield chunk
+                        for event in events.read(data):
+                            yield event
                     events.close()
                     return
             except (httpx.RequestError, ClientError) as error:

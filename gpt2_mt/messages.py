@@ -7,11 +7,11 @@ error becomes the exception of its status with what its problem details tell. No
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class TranslateOptions(TypedDict, total=False):
     prefix: str
     branch: bool
     format: Literal["text", "html", "xml"]
-    glossary: Mapping[str, str]
+    glossary: Mapping[str, str] | str
     retry: bool
     timeout_s: float
 
@@ -48,9 +48,16 @@ class GenerateOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    language: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Detected:
     language: str
     confidence: float
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,15 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one of several texts has no translation."""
+
+    code: str
+    detail: str
+    param: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Translation:
     text: str
     source: str
@@ -90,6 +106,44 @@ class Translation:
     truncated: bool
     alternatives: tuple[Alternative, ...]
     quality: Quality
+    error: ItemError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The next characters of a draft, at `offset` in the translation of text number `index`."""
+
+    index: int
+    sentence: int
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A final sentence, in place of all from `target.start` on; `source` is its place there."""
+
+    index: int
+    sentence: int
+    source: Place
+    target: Place
+    text: str
+    quality: SentenceQuality
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """The whole translation of text number `index`."""
+
+    index: int
+    translation: Translation
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,24 +310,47 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-class Events:
-    """Server-sent events of a generation: bytes in as they come, chunks out.
+def chunk(event: Any) -> Iterator[Chunk]:
+    yield read(Chunk, event)
+
+
+Live = Drafted | Sentence | Translated
+
+
+def live(event: Any) -> Iterator[Live]:
+    """Of a translation's event; the last one, and such as a newer server has, are nothing."""
+    match event:
+        case {"type": "token"}:
+            yield read(Drafted, event)
+        case {"type": "sentence"}:
+            yield read(Sentence, event)
+        case {"type": "translation", "index": int(index)}:
+            yield Translated(index, read(Translation, event))
+        case {"type": str()}:
+            return
+        case _:
+            raise BadAnswer(f"not an event of a translation: {str(event)[:200]}")
+
+
+class Events(Generic[T]):
+    """Server-sent events: bytes in as they come, what `reading` makes of each out.
 
     Lines end at a line feed only: text may hold characters that `str.splitlines` takes for ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Callable[[Any], Iterator[T]]) -> None:
         self.begun = self.done = False
+        self._reading = reading
         self._rest = b""
 
-    def chunks(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that `data` completes; an error among the events is raised."""
+    def read(self, data: bytes) -> Iterator[T]:
+        """The events that `data` completes; an error among them is raised."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):  # all else are comments and ends of events
-                yield from self._chunk(line.removeprefix(b"data:").strip())
+                yield from self._event(line.removeprefix(b"data:").strip())
 
-    def _chunk(self, event: bytes) -> Iterator[Chunk]:
+    def _event(self, event: bytes) -> Iterator[T]:
         self.begun = True
         if event == b"[DONE]":
             self.done = True
@@ -282,10 +359,12 @@ class Events:
             body = json.loads(event)
         except ValueError as error:
             raise BadAnswer(f"an event that is not JSON: {event[:200]!r}") from error
-        if isinstance(body, dict) and isinstance(told := body.get("error"), dict):
+        # beside a type it is the error of one text
+        told = body.get("error") if isinstance(body, dict) and "type" not in body else None
+        if isinstance(told, dict):
             status = told.get("status")
             raise problem(status if isinstance(status, int) else 500, told)
-        yield read(Chunk, body)
+        yield from self._reading(body)
 
     def close(self) -> None:
         if not self.done:

@@ -113,7 +113,7 @@ def made(
 ) -> StoredGlossary:
     """A new one, of now."""
     return StoredGlossary(
-        name, source, target, dict(entries), title, datetime.now(UTC).isoformat(timespec="seconds")
+        name, source, target, dict(entries), title, datetime.now(UTC).isoformat(timespec="milliseconds")
     )
 
 

@@ -25,15 +25,18 @@ from gpt2_mt.client import (
     ClientError,
     ConnectionFailed,
     DeadlineExceeded,
+    Drafted,
     Problem,
     Rejected,
     Retry,
+    Sentence,
     ServerFailed,
     TimedOut,
+    Translated,
     Translation,
     Unavailable,
 )
-from gpt2_mt.messages import Chunk, Events, Language, read
+from gpt2_mt.messages import Chunk, Events, Language, chunk, live, read
 from gpt2_mt.retry import wait_asked
 from tests.fakes import FakeDecoder, RunFailed
 
@@ -116,6 +119,45 @@ def test_generate_and_stream_agree(client: Client) -> None:
     assert all(token.top == () for chunk in scored for token in chunk.logprobs or ())
 
 
+def told(found: list[Any], index: int) -> str:
+    """An item as its reader puts it together."""
+    text = ""
+    for event in found:
+        if not isinstance(event, Translated) and event.index == index:
+            start = event.offset if isinstance(event, Drafted) else event.target.start
+            text = text[:start] + event.text
+    return text
+
+
+def test_translate_stream(client: Client, server: Any) -> None:
+    texts = ["Hello there. Where is it?", "a" * 20_001, "Guten Morgen!"]
+    plain = client.translate(texts, "fr")
+    found = list(client.translate_stream(texts, "fr"))
+    assert [e.translation for e in found if isinstance(e, Translated)] == plain
+    assert [told(found, i) for i in range(3)] == [one.text for one in plain]
+    assert sum(isinstance(event, Sentence) for event in found) == 3
+    assert plain[1].error is not None and plain[1].error.code == "too_long"
+    assert plain[0].error is None and plain[0].detected.candidates[0].language == "en"
+    with pytest.raises(Rejected) as caught:
+        next(client.translate_stream("a", "tlh"))
+    assert caught.value.param == "target"
+
+    async def main() -> list[Any]:
+        async with AsyncClient(url(server)) as other:
+            return [event async for event in other.translate_stream(texts, "fr")]
+
+    again = asyncio.run(main())
+    assert [told(again, i) for i in range(3)] == [one.text for one in plain]
+
+
+def test_events_of_a_newer_server_are_left_out() -> None:
+    assert list(live({"type": "hint", "new": 1})) == []
+    for event in ({"index": 0}, [], {"type": "token"}, {"type": "translation"}):
+        with pytest.raises(BadAnswer):
+            if not list(live(event)):
+                raise BadAnswer("nothing")
+
+
 def test_what_is_served(client: Client) -> None:
     assert [(one.code, one.name) for one in client.languages()][0] == ("en", "English")
     (model,) = client.models()
@@ -189,7 +231,7 @@ def test_async(server: Any, sentences: list[str]) -> None:
             (whole,) = await client.generate("The", max_tokens=12)
             chunks = [chunk async for chunk in client.stream("The", max_tokens=12)]
             assert "".join(chunk.text for chunk in chunks) == whole.text
-            assert len(await client.languages()) == 4 and len(await client.models()) == 1
+            assert len(await client.languages()) == 7 and len(await client.models()) == 1
             assert await client.ready()
             with pytest.raises(Rejected):
                 await client.translate("a", "tlh")
@@ -345,16 +387,16 @@ def test_events_in_any_pieces() -> None:
     event = json.dumps({"index": 0, "text": text, "finish_reason": "stop"}, ensure_ascii=False)
     data = f"data: {event}\r\n\r\ndata:[DONE]\n\n".encode()
     for size in (1, 2, 7, len(data)):
-        events = Events()
+        events = Events(chunk)
         pieces = [data[i : i + size] for i in range(0, len(data), size)]
-        assert [c.text for piece in pieces for c in events.chunks(piece)] == [text]
+        assert [c.text for piece in pieces for c in events.read(piece)] == [text]
         events.close()
 
 
 @pytest.mark.parametrize("event", [b"nope", b"[]", b"{}", b"5", b"\xff"])
 def test_an_event_of_another_service(event: bytes) -> None:
     with pytest.raises(BadAnswer):
-        list(Events().chunks(b"data: " + event + b"\n\n"))
+        list(Events(chunk).read(b"data: " + event + b"\n\n"))
 
 
 def test_over_a_socket_that_hangs_up_then_is_busy_then_answers() -> None:

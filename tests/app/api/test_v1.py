@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+TARGETS = ["zh", "zh-Hant", "zh-TW", "zh-HK", "de", "fr"]
+
 
 def post(client: httpx.Client, path: str, **body: Any) -> httpx.Response:
     return client.post(path, json=body)
@@ -30,7 +32,8 @@ def test_translate_one(client: httpx.Client) -> None:
     assert list(body) == ["translations", "usage", "timing", "model"]
     (translation,) = body["translations"]
     assert list(translation) == [
-        "text", "source", "detected", "finish_reason", "truncated", "alternatives", "quality"
+        "text", "source", "detected", "finish_reason", "truncated", "alternatives", "quality",
+        "error",
     ]  # fmt: skip
     assert list(translation["quality"]) == ["score", "flags", "sentences", "glossary"]
     (sentence,) = translation["quality"]["sentences"]
@@ -50,7 +53,8 @@ def test_translate_several_with_detection(client: httpx.Client, sentences: list[
     assert sources == ["en"] * 3 + ["zh"] * 3 + ["de"] * 3 + ["fr"] * 3
     for translation in body["translations"]:
         detected = translation["detected"]
-        assert set(detected) == {"language", "confidence"}
+        assert set(detected) == {"language", "confidence", "candidates"}
+        assert detected["candidates"][0] == {k: detected[k] for k in ("language", "confidence")}
         assert detected["language"] == translation["source"] and 0 < detected["confidence"] <= 1
     assert [t["text"] for t in body["translations"][:3]] == sentences[:3]
 
@@ -180,8 +184,9 @@ def test_models_and_languages(client: httpx.Client) -> None:
     assert ["en", "zh"] in model["pairs"]
     assert model["limits"]["max_characters"] == 20_000
     languages = client.get("/v1/languages").json()["languages"]
-    assert languages[0] == {"code": "en", "name": "English", "targets": ["zh", "de", "fr"]}
-    assert [language["code"] for language in languages] == ["en", "zh", "de", "fr"]
+    assert languages[0] == {"code": "en", "name": "English", "targets": TARGETS}
+    assert [language["code"] for language in languages] == ["en", *TARGETS]
+    assert languages[2]["targets"] == ["en", "zh", "de", "fr"]
 
 
 @pytest.mark.parametrize("given", ["abc-123", "a" * 128, "id:7/x.y_z"])
