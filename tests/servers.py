@@ -45,7 +45,7 @@ class Server:
         return self.app.state.gpt2mt.catalog.first.engine
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < end, what
             time.sleep(0.005)
