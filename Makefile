@@ -53,7 +53,7 @@ bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the shar
 image:  ## the server as an image, by docker, podman or buildah
 	BUILDAH_FORMAT=docker $(ENGINE) build --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
 
-test-image: $(DEV)/.ready  ## that image in a container without network, privilege or a writable file
+test-image: $(DEV)/.ready  ## that image in a container without network or privilege
 	IMAGE=$(IMAGE) $(DEV)/bin/python -m pytest -q -rs tests/docker/test_image.py
 
 test-ray: $(RAY)/.ready  ## the tests of several replicas on Ray, in an environment of its own

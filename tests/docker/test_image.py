@@ -34,7 +34,7 @@ def fails(action):
     return False
 print(json.dumps({
     "user": os.getuid(),
-    "no_write": all(fails(lambda p=p: open(p, "w")) for p in ("/x", "/venv/x", "/tmp/x")),
+    "no_write": all(fails(lambda p=p: open(p, "w")) for p in ("/x", "/venv/x", "/var/x")),
     "no_network": fails(lambda: socket.create_connection(("192.0.2.1", 80), 2)),
     "capabilities": status["CapEff"],
 }))
@@ -46,7 +46,7 @@ Container = Docker | Buildah
 def container() -> Iterator[Container]:
     made = container_of(IMAGE)
     if made is None:
-        pytest.skip(f"neither docker, podman nor buildah with crun has {IMAGE}: make image")
+        pytest.skip(f"neither docker, podman nor buildah with runc has {IMAGE}: make image")
     try:
         made.start()
         yield made
