@@ -47,6 +47,9 @@ class Docker:
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", self._image,
         ).strip()  # fmt: skip
 
+    def runs(self) -> bool:
+        return "true" in output(self._engine, "inspect", "--format", "{{.State.Running}}", self._id)
+
     def python(self, code: str) -> str:
         return output(self._engine, "exec", self._id, "python", "-c", code)
 
@@ -88,13 +91,16 @@ class Buildah:
             "capabilities": {},
         }
         spec["mounts"] = [m for m in spec["mounts"] if m["type"] not in ("cgroup", "cgroup2")]
-        options = ["nosuid", "nodev", "noexec", "mode=1777", "size=64m"]
+        options = ["nosuid", "nodev", "noexec", "mode=1777", "size=256m"]
         temporary = {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options}
         spec["mounts"].append(temporary)
         path.write_text(json.dumps(spec), encoding="utf-8")
         self._process = subprocess.Popen(
             [RUNTIME, "run", "--bundle", str(self._folder), self._name]
         )
+
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def python(self, code: str) -> str:
         return output(RUNTIME, "exec", self._name, "/venv/bin/python", "-c", code)
