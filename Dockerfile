@@ -1,6 +1,6 @@
 # docker build -t gpt2-mt .                  CPU, the default
 # docker build -t gpt2-mt:gpu --target gpu . CUDA 13 provider
-# docker run --read-only --cap-drop ALL -p 8000:8000 gpt2-mt
+# docker run --read-only --tmpfs /tmp --cap-drop ALL -p 8000:8000 gpt2-mt
 # Every package comes by its hash (make lock). pip itself stays outside: the image installs nothing.
 ARG BASE_IMAGE=python:3.12-slim
 ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04

@@ -49,10 +49,11 @@ test-gpu: $(GPU)/.ready  ## the tests that need an NVIDIA GPU
 bench-gpu: $(GPU)/.ready  ## tokens/s on a GPU beside transformers, and the share of its bandwidth
 	$(GPU)/bin/python -m benchmarks.gpu --out $(BENCH)
 
+# podman and buildah keep the health check in this format only.
 image:  ## the server as an image, by docker, podman or buildah
-	$(ENGINE) build --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+	BUILDAH_FORMAT=docker $(ENGINE) build --tag $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
 
-test-image: $(DEV)/.ready  ## that image in a container without network, privilege or a writable file
+test-image: $(DEV)/.ready  ## that image in a container without network or privilege
 	IMAGE=$(IMAGE) $(DEV)/bin/python -m pytest -q -rs tests/docker/test_image.py
 
 test-ray: $(RAY)/.ready  ## the tests of several replicas on Ray, in an environment of its own
@@ -78,7 +79,7 @@ sbom: $(SERVE)/.ready $(TOOLS)/.ready  ## what the serving environment holds, as
 	  --output-format JSON --output-file build/sbom.json $(SERVE)/bin/python
 
 audit: $(TOOLS)/.ready  ## known vulnerabilities of the serving packages; asks a public service
-	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --requirement docker/requirements-serve.txt \
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement docker/requirements-serve.txt \
 	  $$(sed -n 's/^\([A-Z][^ #]*\).*/--ignore-vuln \1/p' docker/audit-ignored.txt)
 
 # A virtual environment from the first prerequisite, its pinned requirements.

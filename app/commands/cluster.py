@@ -61,7 +61,8 @@ def _deploy(serve: Any, settings: Settings, threads: int) -> None:
         logging_config=quiet,
     )
     values = {**settings.model_dump(), "threads": threads, "engine": "local", "replicas": 1}
-    replicas = Replica.options(
+    deployment: Any = Replica  # its decorator makes it one
+    replicas = deployment.options(
         num_replicas=settings.replicas,
         # the application refuses what is too much, in its own words
         max_ongoing_requests=100_000,

@@ -1,6 +1,6 @@
-"""An image in a container without network, privilege or a writable file, by any engine.
+"""An image in a container without network or privilege, only /tmp writable, by any engine.
 
-Docker and podman run it themselves; of buildah's store the OCI runtime crun runs it, as root.
+Docker and podman run it themselves; of buildah's store the OCI runtime runc runs it, as root.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 USER = 10001
+RUNTIME = "runc"
 
 
 def output(*command: str) -> str:
@@ -42,9 +43,12 @@ class Docker:
 
     def start(self) -> None:
         self._id = output(
-            self._engine, "run", "--detach", "--read-only", "--network", "none",
+            self._engine, "run", "--detach", "--read-only", "--tmpfs", "/tmp", "--network", "none",
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", self._image,
         ).strip()  # fmt: skip
+
+    def runs(self) -> bool:
+        return "true" in output(self._engine, "inspect", "--format", "{{.State.Running}}", self._id)
 
     def python(self, code: str) -> str:
         return output(self._engine, "exec", self._id, "python", "-c", code)
@@ -70,11 +74,11 @@ class Buildah:
 
     @staticmethod
     def has(image: str) -> bool:
-        ready = os.geteuid() == 0 and shutil.which("crun") is not None
+        ready = os.geteuid() == 0 and shutil.which(RUNTIME) is not None
         return ready and works("buildah", "inspect", "--type", "image", image)
 
     def start(self) -> None:
-        output("crun", "spec", "--bundle", str(self._folder))
+        output(RUNTIME, "spec", "--bundle", str(self._folder))
         path = self._folder / "config.json"
         spec = json.loads(path.read_text(encoding="utf-8"))
         spec["root"] = {"path": self._root, "readonly": True}
@@ -87,21 +91,27 @@ class Buildah:
             "capabilities": {},
         }
         spec["mounts"] = [m for m in spec["mounts"] if m["type"] not in ("cgroup", "cgroup2")]
+        options = ["nosuid", "nodev", "noexec", "mode=1777", "size=256m"]
+        temporary = {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": options}
+        spec["mounts"].append(temporary)
         path.write_text(json.dumps(spec), encoding="utf-8")
         self._process = subprocess.Popen(
-            ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(self._folder), self._name]
+            [RUNTIME, "run", "--bundle", str(self._folder), self._name]
         )
 
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def python(self, code: str) -> str:
-        return output("crun", "exec", self._name, "/venv/bin/python", "-c", code)
+        return output(RUNTIME, "exec", self._name, "/venv/bin/python", "-c", code)
 
     def stop(self) -> int:
         assert self._process is not None
-        output("crun", "kill", self._name, "TERM")
+        output(RUNTIME, "kill", self._name, "TERM")
         return self._process.wait(60)
 
     def close(self) -> None:
-        subprocess.run(["crun", "delete", "--force", self._name], capture_output=True)
+        subprocess.run([RUNTIME, "delete", "--force", self._name], capture_output=True)
         if self._process is not None:
             self._process.wait(10)
         subprocess.run(["buildah", "umount", self._container], capture_output=True)

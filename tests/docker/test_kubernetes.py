@@ -92,6 +92,7 @@ def test_pods_have_no_privilege() -> None:
     assert pod()["spec"]["automountServiceAccountToken"] is False
     context = container()["securityContext"]
     assert context["readOnlyRootFilesystem"] is True
+    assert [mount["mountPath"] for mount in container()["volumeMounts"]] == ["/tmp"]
     assert context["allowPrivilegeEscalation"] is False
     assert context["capabilities"] == {"drop": ["ALL"]}
     image = (FOLDER.parents[1] / "Dockerfile").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ pytest.importorskip("ray.serve", reason="ray is not installed: make test-ray")
 
 ROOT = Path(__file__).parents[3]
 CODE = "import sys; from gpt2_mt.cli import main; sys.exit(main(sys.argv[1:]))"
-LONG = {"prompt": ["The"] * 8, "max_tokens": 400, "min_tokens": 400}
+LONG = {"prompt": ["The"] * 8, "max_tokens": 200, "min_tokens": 200}
 
 
 class Cluster:
@@ -45,7 +45,7 @@ class Cluster:
             cwd=ROOT, env=environment, stdout=self._log, stderr=self._log,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=120, limits=httpx.Limits())
+        self.http = httpx.Client(base_url=self.url, timeout=300)
         self.pool = ThreadPoolExecutor(32)
 
     @property
@@ -154,12 +154,12 @@ def test_a_client_that_goes_frees_its_slots(cluster: Cluster) -> None:
 
 def test_a_killed_replica_loses_no_request_of_our_client(cluster: Cluster) -> None:
     before, names = cluster.replicas(), cluster.active().keys()
-    client = Client(cluster.url, retry=Retry(attempts=10))
+    client = Client(cluster.url, timeout=300, retry=Retry(attempts=10, total_s=300))
     words = ["red", "cat", "house", "table", "water", "bread", "letter", "garden"]
     streams = [cluster.pool.submit(cluster.stream) for _ in range(4)]
-    raw = cluster.generate(6)
+    raw = cluster.generate(4)
     cluster.wait(lambda: len([n for n in cluster.active().values() if n]) == 2)
-    kept = [cluster.pool.submit(client.generate, LONG["prompt"], max_tokens=100) for _ in range(6)]
+    kept = [cluster.pool.submit(client.generate, LONG["prompt"], max_tokens=50) for _ in range(3)]
     kept += [cluster.pool.submit(client.translate, [f"The {w}."], "de", "en") for w in words]  # type: ignore[arg-type]
     time.sleep(0.2)
     os.kill(victim := min(before), signal.SIGKILL)
