@@ -7,7 +7,6 @@ import io
 import json
 import time
 import zipfile
-from dataclasses import replace
 from typing import Any
 
 import deepl
@@ -87,16 +86,15 @@ def test_what_the_translator_says_of_a_text_is_in_the_file(client: httpx.Client)
 
 
 def test_a_long_document_is_translated_in_portions(server: Server) -> None:
-    state = server.app.state.gpt2mt
+    translator = server.app.state.gpt2mt.catalog.first.translator
     lines = [f"The weather {i} is nice." for i in range(11)]
     data = "\n".join(lines).encode()
     told: list[tuple[int, int]] = []
 
     def run(source: str, target: str, items: int) -> bytes:
-        limits = replace(state.service.limits, max_items=items)
-        documents = Documents(state.service.translator, limits, Metrics(), 1000)
+        documents = Documents(Metrics(), 1000, max_items=items, max_characters=20_000)
         work = documents.run(
-            data, FORMATS["text"], source, target, Deadline.after(60), PLAIN,
+            translator, data, FORMATS["text"], source, target, Deadline.after(60), PLAIN,
             lambda done, whole: told.append((done, whole)),
         )  # fmt: skip
         return asyncio.run(work).data
