@@ -267,7 +267,7 @@ def test_help_has_examples_and_imports_nothing_heavy() -> None:
         "import argparse, sys; from app import cli\n"
         "p = argparse.ArgumentParser(); s = p.add_subparsers(); cli.register(s)\n"
         "assert all('example:' in c.epilog and c.description for c in s.choices.values())\n"
-        "assert list(s.choices) == ['serve', 'translate', 'generate', 'info']\n"
+        "assert list(s.choices) == ['serve', 'translate', 'generate', 'info', 'keys']\n"
         "bad = {'numpy', 'fastapi', 'onnxruntime', 'pydantic', 'tokenizers'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

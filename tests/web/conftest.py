@@ -39,8 +39,9 @@ def site() -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # not of the session: while it is there, its event loop keeps others off this thread
     with sync_playwright() as player:
         launched = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.servers import Server
 from tests.web.steps import QUEUE, SLOTS, choose, finished, result, wanted, write
@@ -26,9 +26,18 @@ def test_it_translates_while_one_types_and_stops_what_is_old(
     finished(page)
     expect(result(page)).to_have_text(wanted(site, "Where is the station?")["text"])
     assert len(seen.posts("/v1/translate")) < 4  # not one for each key
-    write(page, TEXT * 3)
-    expect(result(page)).to_have_attribute("aria-busy", "true")
-    write(page, TEXT)
+    old = TEXT * 3
+
+    def hold(route: Route) -> None:
+        if route.request.post_data_json["text"] != old:
+            route.continue_()
+
+    page.route("**/v1/translate", hold)
+    with page.expect_event("requestfailed") as failed:
+        write(page, old)
+        expect(result(page)).to_have_attribute("aria-busy", "true")
+        write(page, TEXT)
+    assert failed.value.post_data_json["text"] == old
     finished(page)
     expect(result(page)).to_have_text(wanted(site, TEXT)["text"])
     assert json.loads(seen.posts("/v1/translate")[-1].post_data)["text"] == TEXT
