@@ -12,7 +12,7 @@ from starlette.types import Scope
 from app.access import Access
 from app.api.dialects import Dialects
 from app.api.files import Files, Work
-from app.catalog import Catalog
+from app.catalog import Catalog, Lease
 from app.documents.run import Documents
 from app.errors import InvalidField, NotReady
 from app.metrics import Metrics
@@ -91,6 +91,11 @@ class State:
         lease = self.ready().lease(name, param=param)
         scope["state"].setdefault("leases", []).append(lease)
         return lease.service
+
+    def keep_lease(self, scope: Scope) -> Lease:
+        """The request's lease, to be closed by who keeps it."""
+        lease: Lease = scope["state"]["leases"].pop()
+        return lease
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         if timeout_s is None:
