@@ -14,7 +14,7 @@ from app.api.dialects import Dialects
 from app.api.files import Files, Work
 from app.catalog import Catalog, Lease
 from app.documents.run import Documents
-from app.errors import InvalidField, NotReady
+from app.errors import AppError, InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
 from app.tasks.glossaries import Glossaries
@@ -43,6 +43,7 @@ class State:
         self.files = Files()
         self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.draining = False
+        self.failure: AppError | None = None  # why it could not start
         self.gather: Callable[[], Awaitable[bytes]] | None = None  # the metrics of all replicas
         self._drained = False
         metrics.live.set_function(lambda: self.live)
