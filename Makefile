@@ -12,13 +12,16 @@ IMAGE ?= gpt2-mt
 OUT ?= build/demo
 BENCH ?= build/bench
 
-.PHONY: serve test check demo bench test-gpu bench-gpu test-ray image test-image lock sbom audit clean
+.PHONY: serve test stress check demo bench test-gpu bench-gpu test-ray image test-image lock sbom audit clean
 
 serve: $(SERVE)/.ready  ## install what serving needs and serve the bundled model
 	$(SERVE)/bin/gpt2-mt serve --port $(PORT)
 
 test: $(DEV)/.ready  ## install what tests need and run them, on the CPU
 	$(DEV)/bin/python -m pytest -q
+
+stress: $(DEV)/.ready  ## real servers under overload, signals, kills, a long load: 20 minutes, build/stress.md
+	$(DEV)/bin/python -m pytest -q -s -m stress tests/stress
 
 check: $(DEV)/.ready  ## lint and types
 	$(DEV)/bin/ruff check .

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -84,15 +85,21 @@ def _key(words: list[str]) -> Key | None:
 
 
 class Caller:
-    """One key and what it has spent since the server started."""
+    """One key and what it has spent since the server started.
 
-    def __init__(self, key: Key, clock: Callable[[], float]) -> None:
+    Days are those of `clock`, which may be set; rates go by `steady`, which may not.
+    """
+
+    def __init__(
+        self, key: Key, clock: Callable[[], float], steady: Callable[[], float] = time.monotonic
+    ) -> None:
         self.key = key
         self.requests = 0
         self.characters = 0
         self._clock = clock
+        self._steady = steady
         self._tokens = float(key.requests_per_minute or 0)
-        self._filled = clock()
+        self._filled = steady()
         self._day = 0
         self._today = 0
 
@@ -110,8 +117,8 @@ class Caller:
         """Count a request; raises RateLimited. As many as a minute allows may come at once."""
         rate = self.key.requests_per_minute
         if rate is not None:
-            now = self._clock()
-            passed, self._filled = max(0.0, now - self._filled), now
+            now = self._steady()
+            passed, self._filled = now - self._filled, now
             self._tokens = min(float(rate), self._tokens + passed * rate / 60)
             if self._tokens < 1:
                 wait = (1 - self._tokens) * 60 / rate
@@ -134,13 +141,18 @@ class Caller:
 class Access:
     """The callers of a server. Without a file everybody is the same one, without limits."""
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
-        self._clock = clock
-        self._anonymous = Caller(Key(ANONYMOUS, ""), clock)
+        self._clocks = clock, steady
+        self._anonymous = Caller(Key(ANONYMOUS, ""), *self._clocks)
         self._callers: dict[str, Caller] = {}
         self._stamp: tuple[int, int] | None = None
-        self._looked = 0.0
+        self._looked = -math.inf
         if path is not None:
             self._stamp = _stamp(path)
             self._take(read_keys(path))
@@ -166,9 +178,10 @@ class Access:
         return found
 
     def _look(self, path: Path) -> None:
-        if abs(self._clock() - self._looked) < _LOOK_S:
+        now = self._clocks[1]()
+        if now - self._looked < _LOOK_S:
             return
-        self._looked, stamp = self._clock(), _stamp(path)
+        self._looked, stamp = now, _stamp(path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -183,7 +196,7 @@ class Access:
         self._callers = {
             key.name: old[key.name]
             if key.name in old and old[key.name].key == key
-            else Caller(key, self._clock)
+            else Caller(key, *self._clocks)
             for key in keys
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ class Catalog:
         self._open = open_
         self._drain_s = drain_s
         self._lock = threading.Lock()
+        self._leases = 0
+        self._all_ended = threading.Condition(self._lock)
         self._reloading = threading.Lock()
         self._entries: dict[str, _Entry] = {}
 
@@ -148,11 +151,15 @@ class Catalog:
             if not entry.service.engine.alive:
                 raise NotReady("the engine has stopped", retry_after_s=30)
             entry.users += 1
+            self._leases += 1
         return Lease(entry.service, lambda: self._release(entry))
 
     def _release(self, entry: _Entry) -> None:
         with self._lock:
             entry.users -= 1
+            self._leases -= 1
+            if not self._leases:
+                self._all_ended.notify_all()
             last = entry.retired and not entry.users
         if last:  # the caller may be the event loop, which must not wait for a thread
             threading.Thread(target=self._stop, args=[entry], daemon=True).start()
@@ -162,9 +169,17 @@ class Catalog:
         log.info("%s, replaced, has ended", entry.name)
 
     def stop(self, drain: bool = True, timeout_s: float = 0.0) -> None:
-        """Stop every engine; see `Engine.stop`."""
+        """Stop every engine, see `Engine.stop`; draining, when no lease is left or time is up.
+
+        Until then who holds one may submit more: a translation's second tries, say.
+        """
+        end = time.monotonic() + timeout_s
+        if drain:
+            with self._lock:
+                self._all_ended.wait_for(lambda: not self._leases, timeout_s)
+        left = max(0.0, end - time.monotonic())
         threads = [
-            threading.Thread(target=service.engine.stop, args=[drain, timeout_s])
+            threading.Thread(target=service.engine.stop, args=[drain, left])
             for service in self.services
         ]
         for thread in threads:

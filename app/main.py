@@ -37,6 +37,7 @@ from app.api.state import State
 from app.api.uploads import FORM_BYTES, UPLOADS
 from app.catalog import Catalog
 from app.documents.run import Documents
+from app.errors import AppError
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import Settings
@@ -78,7 +79,11 @@ def create_app(settings: Settings) -> FastAPI:
             lambda path: _open(path, settings, state.metrics),
             settings.drain_s,
         )
-        await asyncio.to_thread(catalog.load)
+        try:
+            await asyncio.to_thread(catalog.load)
+        except AppError as error:
+            state.failure = error
+            raise
         state.glossaries = await asyncio.to_thread(Glossaries.open, settings.glossaries)
         state.catalog = catalog
         state.describe()

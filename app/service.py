@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from app.bundle import Bundle
 from app.engine.engine import Engine
 from app.engine.memory import CacheSize, fit_cache
-from app.errors import SettingsError
+from app.errors import BundleError, SettingsError
 from app.metrics import Metrics
 from app.tasks.generate import Generator
 from app.tasks.inputs import TaskLimits
@@ -84,14 +84,17 @@ class Service:
             )
         shortlist = Shortlist.of(bundle) if options.shortlist else None
         cache = fit_cache(manifest, options.slots, options.cache_mb, options.prefix_slots)
-        decoder = open_decoder(
-            bundle,
-            options.device,
-            slots=cache.slots,
-            spare=cache.spare,
-            threads=options.threads,
-            lists=options.shortlist,
-        )
+        try:
+            decoder = open_decoder(
+                bundle,
+                options.device,
+                slots=cache.slots,
+                spare=cache.spare,
+                threads=options.threads,
+                lists=options.shortlist,
+            )
+        except BundleError as error:
+            raise type(error)(f"{str(path)!r}: {error.detail}", param=error.param) from error
         engine = Engine(decoder, metrics, max_queue=options.max_queue)
         tokenizer = TextTokenizer.of(bundle)
         detector = Detector(list(manifest.languages))

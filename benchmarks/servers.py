@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 PATIENCE_S = 120.0
 
@@ -38,14 +39,19 @@ def layouts(cores: int) -> list[tuple[int, int]]:
 
 
 class Server(AbstractContextManager["Server"]):
-    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str] | None = None,
+        errors: IO[bytes] | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         began = time.perf_counter()
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port)], process_group=0,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **(environment or {})}, stderr=errors,
         )  # fmt: skip
         self._wait()
         self.ready_s = time.perf_counter() - began

@@ -68,12 +68,8 @@ async def upload(
         raise InvalidField("'output_format' must be that of the file", param="output_format")
     deadline = state.deadline(state.max_timeout_s)
     options = TranslateOptions(glossary=glossary_of(fields, state))
-    lease = state.ready().lease()  # it goes on when this request has been answered
-    try:
-        identity, work = _new(state.works)
-    except QueueFull:
-        lease.close()
-        raise
+    identity, work = _new(state.works)
+    lease = state.keep_lease(request.scope)  # it goes on when this request has been answered
     running = state.documents.run(
         service.translator, sent.data, form, source, target, deadline, options
     )

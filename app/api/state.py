@@ -12,9 +12,9 @@ from starlette.types import Scope
 from app.access import Access
 from app.api.dialects import Dialects
 from app.api.files import Files, Work
-from app.catalog import Catalog
+from app.catalog import Catalog, Lease
 from app.documents.run import Documents
-from app.errors import InvalidField, NotReady
+from app.errors import AppError, InvalidField, NotReady
 from app.metrics import Metrics
 from app.service import Service
 from app.tasks.glossaries import Glossaries
@@ -43,6 +43,7 @@ class State:
         self.files = Files()
         self.works: OrderedDict[str, Work] = OrderedDict()  # documents by DeepL's API
         self.draining = False
+        self.failure: AppError | None = None  # why it could not start
         self.gather: Callable[[], Awaitable[bytes]] | None = None  # the metrics of all replicas
         self._drained = False
         metrics.live.set_function(lambda: self.live)
@@ -91,6 +92,11 @@ class State:
         lease = self.ready().lease(name, param=param)
         scope["state"].setdefault("leases", []).append(lease)
         return lease.service
+
+    def keep_lease(self, scope: Scope) -> Lease:
+        """The request's lease, to be closed by who keeps it."""
+        lease: Lease = scope["state"]["leases"].pop()
+        return lease
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         if timeout_s is None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.state import State
 from app.bundle import Bundle
@@ -78,6 +79,20 @@ class _Server(uvicorn.Server):
                 super().handle_exit(sig, None)
 
 
+def _without_traceback(app: ASGIApp, state: State) -> ASGIApp:
+    """The application, but a named error that keeps it from starting is not logged by uvicorn."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and state.failure:
+                message = {"type": message["type"]}
+            await send(message)
+
+        await app(scope, receive, sent if scope["type"] == "lifespan" else send)
+
+    return served
+
+
 def _in_background(work: Callable[[], None]) -> None:
     """In a thread: a handler of signals must not wait, and the process must not wait for it."""
     threading.Thread(target=work, daemon=True).start()
@@ -114,8 +129,9 @@ def run(args: argparse.Namespace) -> int:
 
         return cluster.run(settings)
     app = create_app(settings)
+    state: State = app.state.gpt2mt
     config = uvicorn.Config(
-        app,
+        _without_traceback(app, state),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -124,7 +140,12 @@ def run(args: argparse.Namespace) -> int:
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    server = _Server(config, app.state.gpt2mt, settings.drain_s)
+    server = _Server(config, state, settings.drain_s)
     signal.signal(signal.SIGHUP, server.reload)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        if state.failure:
+            raise state.failure from None
+        raise
     return 0 if server.started else 1

@@ -102,14 +102,17 @@ class Engine:
         with self._wake:
             return EngineStats(self._queued(), self._scheduler.active, self._decoder.slots)
 
-    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
-        """All of the requests or none; see `app.errors` for what it raises."""
+    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
+        """All of the requests or none; see `app.errors` for what it raises.
+
+        `begun`: others of the same job were taken before, and these are however many wait.
+        """
         for request in requests:
             validate(request, self._decoder)
         with self._wake:
             if not self._open:
                 raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
-            if self._queued() >= self._max_queue:
+            if self._queued() >= self._max_queue and not begun:
                 raise QueueFull(
                     f"{self._queued()} sequences are waiting; the limit is {self._max_queue}",
                     retry_after_s=self._retry_after(),

@@ -29,7 +29,9 @@ class TicketLike(Protocol):
 class EngineLike(Protocol):
     """What tasks ask of the engine."""
 
-    def submit(self, requests: Sequence[Request]) -> Sequence[TicketLike]: ...
+    def submit(
+        self, requests: Sequence[Request], begun: bool = False
+    ) -> Sequence[TicketLike]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class Job:
         self._record = current.get()
         self._submitted = time.monotonic()
         self._count = 0
+        self._begun = False
         self.add(requests)
+        self._begun = True
 
     def __enter__(self) -> Self:
         return self
@@ -91,13 +95,13 @@ class Job:
         self.close()
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Submit more."""
+        """Submit more; only the first may be refused because the queue is full."""
         bound = [
             replace(request, listener=self._listener(i), deadline=self._deadline.at)
             for i, request in enumerate(requests, self._count)
         ]
         if bound:
-            self._open.update(enumerate(self._engine.submit(bound), self._count))
+            self._open.update(enumerate(self._engine.submit(bound, self._begun), self._count))
             self._count += len(bound)
             if self._record:
                 tokens_read = sum(len(request.prompt) for request in bound)

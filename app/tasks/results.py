@@ -56,7 +56,7 @@ class ResultCache:
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
         self._bytes = 0
 
-    def submit(self, requests: Sequence[Request]) -> list[TicketLike]:
+    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[TicketLike]:
         """All or none, as the engine; the known ones are told before this returns."""
         tickets: list[TicketLike] = [_Ended() for _ in requests]
         known: list[tuple[Request, _Answer]] = []
@@ -71,9 +71,8 @@ class ResultCache:
             else:
                 unknown[i] = replace(request, listener=self._keeping(key, request))
         if unknown:
-            for i, ticket in zip(
-                unknown, self._engine.submit(list(unknown.values())), strict=True
-            ):
+            submitted = self._engine.submit(list(unknown.values()), begun)
+            for i, ticket in zip(unknown, submitted, strict=True):
                 tickets[i] = ticket
         self._hits.inc(len(known))
         self._misses.inc(len(unknown))

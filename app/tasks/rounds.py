@@ -3,8 +3,7 @@
 All first attempts are one submission; while they run, what has come out flagged is tried again, in
 one submission at a time. What is decided for a piece depends on it and on those before it, so it is
 the same however the work was spread over time. Work that was begun is not given up because the
-queue is full meanwhile: a later submission waits for room until the deadline, so a request's answer
-does not depend on the load.
+queue is full meanwhile, so a request's answer does not depend on the load.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.engine.request import INTERACTIVE, Beam, Finished, Hypothesis, Request, Timing, Token
-from app.errors import NotReady, QueueFull
+from app.errors import NotReady
 from app.tasks.attempts import Attempt, Attempts, Candidate, scored
 from app.tasks.inputs import INLINE_CHARACTERS, TaskLimits
 from app.tasks.job import ZERO, Deadline, EngineLike, Job, Usage, slowest
@@ -23,7 +22,6 @@ from app.tasks.pieces import Piece
 
 _BEST = 4  # size of a beam that tries again
 _MOST = 64  # pieces of a request that are: a text that is doubtful throughout is not worth more
-_WAIT_S = 1.0
 Made = tuple[list[Candidate], tuple[Hypothesis, ...]]
 
 
@@ -75,7 +73,6 @@ class Rounds:
         self._pieces = pieces
         self._options = options
         self._size = min(max(_BEST, options.beam), limits.slots)
-        self._deadline = deadline
         self._retry = retry
         self._hear = hear
         self._progress = progress
@@ -129,7 +126,7 @@ class Rounds:
             self._decided += 1
             self._decide(self._decided - 1)
         while self._wanted and not self._retrying:
-            await self._try()
+            self._try()
 
     def _read(self, events: Sequence[tuple[int, Token | Finished]]) -> list[_Work]:
         """The works that have ended."""
@@ -203,7 +200,7 @@ class Rounds:
         """With alternatives asked for, only what loses protected words is tried again."""
         return bool(found.lost if self._options.alternatives else found.flags)
 
-    async def _try(self) -> None:
+    def _try(self) -> None:
         """Submit all that is wanted by now."""
         wanted, self._wanted = self._wanted, []
         beam = Beam(self._size, self._options.length_penalty, best=self._size)
@@ -220,7 +217,7 @@ class Rounds:
             beams += [beam if by_beam and self._size > 1 else None] * len(new)
         begin = len(self._requests)
         works = self._works(attempts, beams)
-        await self._submit(self._requests[begin:])
+        self._submit(self._requests[begin:])
         self._retrying = sum(bool(work.told) for work in works)
         for work in works:
             self._courses[work.attempt.piece].works.append(work)
@@ -240,17 +237,10 @@ class Rounds:
             self._requests += new
         return works
 
-    async def _submit(self, requests: Sequence[Request]) -> None:
+    def _submit(self, requests: Sequence[Request]) -> None:
         if self._total > INTERACTIVE:
             requests = [replace(request, batch=True) for request in requests]
-        while True:
-            try:
-                return self._job.add(requests)
-            except QueueFull as error:
-                wait = min(error.retry_after_s or _WAIT_S, _WAIT_S)
-                if self._deadline.left < wait:
-                    raise self._deadline.exceeded() from None
-                await asyncio.sleep(wait)
+        self._job.add(requests)
 
     def _beams(self, attempts: Sequence[Attempt]) -> list[Beam | None]:
         search, only = self._options.search, self._options.branch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import app.main
 from app.bundle import Bundle
 from app.catalog import Catalog
+from app.engine.request import Finished, Request, Token
 from app.errors import BundleError, SettingsError, UnknownModel
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
@@ -74,6 +77,36 @@ def test_one_that_nobody_works_with_is_stopped_at_once(
     catalog.reload()
     assert not old.engine.alive
     catalog.stop()
+
+
+def test_the_end_waits_for_who_works_who_may_submit_more(
+    int8_bundle: Bundle, tmp_path: Path, open_: Callable[[Path], Service]
+) -> None:
+    catalog = Catalog([int8_bundle.path], open_, drain_s=5)
+    catalog.load()
+    lease, other = catalog.lease(), catalog.lease()
+    ending = threading.Thread(target=catalog.stop, kwargs={"timeout_s": 20})
+    ending.start()
+    other.close()
+    ending.join(0.2)
+    events: queue.Queue[object] = queue.Queue()
+    lease.service.engine.submit([Request((1, 2), 2, events.put, frozenset())])
+    assert [type(events.get(timeout=10)) for _ in range(3)] == [Token, Token, Finished]
+    assert ending.is_alive()
+    lease.close()
+    ending.join(10)
+    assert not ending.is_alive() and not lease.service.engine.alive
+
+
+def test_the_end_does_not_wait_longer_than_it_may(
+    int8_bundle: Bundle, tmp_path: Path, open_: Callable[[Path], Service]
+) -> None:
+    catalog = Catalog([int8_bundle.path], open_, drain_s=5)
+    catalog.load()
+    lease = catalog.lease()
+    catalog.stop(timeout_s=0.05)
+    assert not lease.service.engine.alive
+    lease.close()
 
 
 @pytest.mark.parametrize("harm", ["truncate", "remove", "foreign"])

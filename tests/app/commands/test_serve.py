@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -255,6 +256,25 @@ def test_the_settings_are_told_with_where_they_are_from(tmp_path: Path) -> None:
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     values = [line.split("  #")[0] for line in second.stdout.splitlines()]
     assert values == [line.split("  #")[0] for line in lines]
+
+
+def test_a_model_that_cannot_be_loaded_is_told_in_one_line(
+    int8_bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(int8_bundle.path, folder)
+    content = b"this is no graph"
+    (folder / "model.onnx").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest["files"]["model.onnx"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "-c", "from gpt2_mt.cli import main; raise SystemExit(main())"]
+    command += ["serve", "--bundle", str(folder), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {str(folder)!r}: the model cannot be loaded"), last
 
 
 @pytest.mark.parametrize(

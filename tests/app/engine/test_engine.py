@@ -144,6 +144,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         with pytest.raises(QueueFull) as caught:
             engine.submit([endless(Listener())])
         assert caught.value.retry_after_s == pytest.approx(48, rel=0.1)  # 48 too many, 1 a second
+        engine.submit([endless(Listener())], begun=True)
+        assert engine.stats().queued == 51
 
 
 def test_a_large_job_gives_way_to_a_small_one() -> None:

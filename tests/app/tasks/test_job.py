@@ -33,7 +33,7 @@ class Engine:
         self.tickets: list[Ticket] = []
         self.requests: list[Request] = []
 
-    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
         self.requests = list(requests)
         self.tickets = [Ticket() for _ in requests]
         threading.Thread(target=self._play).start()
@@ -104,7 +104,7 @@ def test_cancelling_the_task_cancels_the_sequences() -> None:
 
 def test_a_refused_submission_is_raised_at_once() -> None:
     class Full:
-        def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
             raise QueueFull("full", retry_after_s=3)
 
     async def main() -> None:

@@ -124,7 +124,7 @@ def test_cancelled_and_failed_requests_are_not_kept(engine: Engine, decoder: Fak
 
 def test_a_refused_job_tells_nobody(engine: Engine) -> None:
     class Full:
-        def submit(self, requests: Sequence[Request]) -> list[object]:
+        def submit(self, requests: Sequence[Request], begun: bool = False) -> list[object]:
             raise QueueFull("full")
 
     cache = ResultCache(engine, "d", 10, BIG, Metrics())
@@ -156,7 +156,7 @@ def test_entries_and_bytes_are_bounded(engine: Engine) -> None:
 
 def test_the_stated_bytes_are_not_less_than_the_true_ones() -> None:
     class Told:
-        def submit(self, requests: Sequence[Request]) -> list[None]:
+        def submit(self, requests: Sequence[Request], begun: bool = False) -> list[None]:
             for one in requests:
                 ids = tuple(range(1000, 1030))
                 values = tuple(-i / 7 for i in range(30))

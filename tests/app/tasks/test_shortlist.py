@@ -126,9 +126,9 @@ def test_translations_keep_to_their_candidates_and_generations_are_free(service:
     seen: list[Request] = []
 
     class Recorder:
-        def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
             seen.extend(requests)
-            return service.engine.submit(requests)
+            return service.engine.submit(requests, begun)
 
     bundle, limits = service.bundle, service.limits
     tokenizer, shortlist = TextTokenizer.of(bundle), Shortlist.of(bundle)

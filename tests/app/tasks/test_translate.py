@@ -89,9 +89,9 @@ def test_a_long_text_is_never_cut_silently(service: Service) -> None:
     prompts: list[Request] = []
 
     class Recorder:
-        def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
             prompts.extend(requests)
-            return service.engine.submit(requests)
+            return service.engine.submit(requests, begun)
 
     tokenizer = TextTokenizer.of(service.bundle)
     recorded = Translator(
