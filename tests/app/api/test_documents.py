@@ -7,7 +7,6 @@ import io
 import json
 import time
 import zipfile
-from dataclasses import replace
 from typing import Any
 
 import deepl
@@ -93,10 +92,10 @@ def test_a_long_document_is_translated_in_portions(server: Server) -> None:
     told: list[tuple[int, int]] = []
 
     def run(source: str, target: str, items: int) -> bytes:
-        limits = replace(state.service.limits, max_items=items)
-        documents = Documents(state.service.translator, limits, Metrics(), 1000)
+        documents = Documents(Metrics(), 1000, items, 20_000)
+        translator = state.catalog.first.translator
         work = documents.run(
-            data, FORMATS["text"], source, target, Deadline.after(60), PLAIN,
+            translator, data, FORMATS["text"], source, target, Deadline.after(60), PLAIN,
             lambda done, whole: told.append((done, whole)),
         )  # fmt: skip
         return asyncio.run(work).data
