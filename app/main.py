@@ -105,10 +105,9 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_TELEMETRY,
     )
     app.state.gpt2mt = state
-    app.include_router(v1.router)
-    app.include_router(glossaries.router)
-    app.include_router(documents.router)
-    app.include_router(health.router)
+    for own in (v1, glossaries, documents, health):
+        app.include_router(own.router)
+        state.dialects.speak(own.router)
     for name in settings.apis:
         for api in APIS[name]:
             app.include_router(api.router)

@@ -3,7 +3,7 @@
 Bodies are JSON or forms; without a file of keys any key is accepted. Codes are upper case, English
 and Portuguese targets have a region, which changes nothing here. `context`, `split_sentences` and
 `preserve_formatting` are taken and change nothing; what would have to change the answer and cannot
-(formality, instructions) is refused. Errors are `{"message": "..."}`, with 400 for a wrong field.
+(formality, instructions) is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from app.api import deepl_glossaries
 from app.api.access import CallerOf, ServiceOf
+from app.api.deepl_errors import tell
 from app.api.openapi import shaped
-from app.api.problems import detail
 from app.api.requests import document, fields_of, unless_gone, validated
 from app.api.state import State, StateOf
 from app.api.streams import server_timing
-from app.errors import (
-    AppError,
-    InvalidField,
-    KeyMissing,
-    KeyWrong,
-    QuotaExceeded,
-    UnknownLanguage,
-)
+from app.errors import InvalidField, UnknownLanguage
 from app.service import Service
 from app.tasks.languages import served
 from app.tasks.translate import AUTO, TranslateOptions, Translation
@@ -83,14 +76,6 @@ class LanguagesFields(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     type: Literal["source", "target"] = "source"
-
-
-def tell(error: AppError) -> tuple[int, dict[str, str]]:
-    if isinstance(error, KeyMissing | KeyWrong):
-        return 403, {"message": f"Forbidden: {error.detail}"}
-    if isinstance(error, QuotaExceeded):
-        return 456, {"message": f"Quota exceeded: {error.detail}"}
-    return 400 if error.status == 422 else error.status, {"message": detail(error)}
 
 
 router = APIRouter(prefix="/v2", tags=["DeepL"], responses=shaped(tell))

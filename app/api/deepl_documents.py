@@ -16,14 +16,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import ServiceOf
-from app.api.deepl import Choices, code_of, glossary_of, refuse, tell
+from app.api.deepl import Choices, code_of, glossary_of, refuse
+from app.api.deepl_errors import tell
 from app.api.files import MAX_AGE_S, MAX_FILES, Work
-from app.api.openapi import shaped
+from app.api.openapi import binary, shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, validated
 from app.api.state import State, StateOf
 from app.api.uploads import attachment, upload_of
-from app.documents.formats import format_of, translated_name
+from app.documents.formats import MEDIA_TYPES, format_of, translated_name
 from app.documents.run import TranslatedFile
 from app.errors import AppError, InvalidField, NotFound, NotReady, QueueFull
 from app.tasks.options import TranslateOptions
@@ -112,6 +113,7 @@ async def status(identity: str, request: Request, state: StateOf) -> dict[str, A
     "/document/{identity}/result",
     summary="The translated document",
     response_class=Response,
+    responses={200: {"content": binary(MEDIA_TYPES)}},
     openapi_extra=document(KeyFields),
 )
 async def result(identity: str, request: Request, state: StateOf) -> Response:

@@ -15,6 +15,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import ServiceOf
+from app.api.deepl_errors import tell
+from app.api.openapi import shaped
 from app.api.requests import document, fields_of, validated
 from app.api.state import StateOf
 from app.errors import InvalidField, UnknownLanguage
@@ -22,6 +24,8 @@ from app.service import Service
 from app.tasks.glossaries import StoredGlossary, made
 from app.tasks.languages import served
 from app.text.chinese import known_as, offered
+
+_TSV = "text/tab-separated-values"
 
 
 class GlossaryFields(BaseModel):
@@ -34,7 +38,7 @@ class GlossaryFields(BaseModel):
     entries_format: Literal["tsv", "csv"]
 
 
-router = APIRouter(prefix="/v2", tags=["DeepL"])
+router = APIRouter(prefix="/v2", tags=["DeepL"], responses=shaped(tell))
 
 
 @router.post(
@@ -68,11 +72,12 @@ async def glossary(glossary_id: str, state: StateOf, service: ServiceOf) -> dict
     "/glossaries/{glossary_id}/entries",
     summary="The entries of a glossary, as tab-separated values",
     response_class=Response,
+    responses={200: {"content": {_TSV: {"schema": {"type": "string"}}}}},
 )
 async def entries(glossary_id: str, state: StateOf, service: ServiceOf) -> Response:
     found = state.glossaries.get(glossary_id, "glossary_id").entries
     lines = "".join(f"{term}\t{wanted}\n" for term, wanted in found.items())
-    return Response(lines.rstrip("\n"), media_type="text/tab-separated-values; charset=utf-8")
+    return Response(lines.rstrip("\n"), media_type=f"{_TSV}; charset=utf-8")
 
 
 @router.delete("/glossaries/{glossary_id}", summary="Remove a glossary", status_code=204)
@@ -102,7 +107,10 @@ def _entries(text: str, form: str) -> dict[str, str]:
     if form == "tsv":
         rows = [line.split("\t") for line in text.splitlines()]
     else:
-        rows = list(csv.reader(io.StringIO(text)))
+        try:
+            rows = list(csv.reader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise InvalidField(f"entries cannot be read: {error}", param="entries") from None
     found: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         if not any(cell.strip() for cell in row):

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.api.problems import of_body, of_router, problem, retry_after_s
-from app.errors import AppError
+from app.errors import AppError, MethodNotAllowed
 from app.record import note_error
 
 Telling = Callable[[AppError], tuple[int, Any]]
@@ -26,10 +26,22 @@ Telling = Callable[[AppError], tuple[int, Any]]
 class Dialects:
     def __init__(self) -> None:
         self._by_path: dict[str, Telling] = {}
+        self._methods: dict[str, set[str]] = {}
 
-    def speak(self, router: APIRouter, telling: Telling) -> None:
-        """All routes of the router tell their errors by `telling`."""
-        self._by_path.update((getattr(route, "path", ""), telling) for route in router.routes)
+    def speak(self, router: APIRouter, telling: Telling | None = None) -> None:
+        """All routes of the router tell their errors by `telling`, or as problems."""
+        for route in router.routes:
+            path = getattr(route, "path", "")
+            self._methods.setdefault(path, set()).update(getattr(route, "methods", ()))
+            if telling:
+                self._by_path[path] = telling
+
+    def allowed(self, scope: Scope, found: str) -> str:
+        """The methods of all routes of a path, of which the router tells one route's."""
+        path = str(getattr(scope.get("route"), "path", scope["path"]))
+        methods = {name.strip() for name in found.split(",") if name.strip()}
+        methods |= self._methods.get(path, set())
+        return ", ".join(sorted(methods or {"GET", "HEAD"}))  # of the page's files nothing is told
 
     def answer(
         self,
@@ -69,4 +81,7 @@ def install(app: FastAPI, dialects: Dialects) -> None:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         whole = of_router(error, request.scope)
-        return dialects.answer(whole, request.scope, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == MethodNotAllowed.status:
+            headers["Allow"] = dialects.allowed(request.scope, headers.get("Allow", ""))
+        return dialects.answer(whole, request.scope, headers=headers)

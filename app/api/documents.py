@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.access import CallerOf, ServiceOf
-from app.api.openapi import errors
+from app.api.access import CallerOf, ServicesOf
+from app.api.openapi import binary, errors
 from app.api.requests import unless_gone, validated
 from app.api.state import State, StateOf
 from app.api.uploads import attachment, upload_of
-from app.documents.formats import FORMATS, format_of, translated_name
+from app.documents.formats import FORMATS, MEDIA_TYPES, format_of, translated_name
 from app.errors import (
-    BadJson,
+    BadForm,
     BodyTooLarge,
     DeadlineExceeded,
     InvalidField,
@@ -40,6 +40,7 @@ class DocumentFields(BaseModel):
     format: Annotated[
         str, Field(max_length=60, description="Left out: by the file name's ending.")
     ] = ""
+    model: Annotated[str, Field(description="A name of `/v1/models`; left out: the first.")] = ""
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
@@ -67,7 +68,7 @@ def _form() -> dict[str, Any]:
 
 _ANSWER = {
     "description": "The translated file",
-    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "content": binary(MEDIA_TYPES),
     "headers": {
         "X-Translation-Source": {"schema": {"type": "string"}},
         "X-Translation-Items": {"schema": {"type": "integer"}},
@@ -84,15 +85,16 @@ router = APIRouter(prefix="/v1", tags=["v1"])
     openapi_extra=_form(),
     responses={
         200: _ANSWER,
-        **errors(BadJson, UnknownGlossary, RequestTimeout, BodyTooLarge, UnsupportedMediaType,
+        **errors(BadForm, UnknownGlossary, RequestTimeout, BodyTooLarge, UnsupportedMediaType,
                  InvalidField, QueueFull, DeadlineExceeded),
     },
 )  # fmt: skip
-async def translate(request: Request, state: StateOf, service: ServiceOf) -> Response:
+async def translate(request: Request, state: StateOf, services: ServicesOf) -> Response:
     """The deadline is the longest that is allowed, unless `timeout_s` says less."""
     documents = state.documents
     upload, given = await upload_of(request)
     fields = validated(DocumentFields, given)
+    service = services.named(fields.model or None)
     if upload is None:
         raise InvalidField("file is missing", param="file")
     if len(upload.data) > documents.max_bytes:

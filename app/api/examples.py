@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
+from app.api.openapi import events
+
 _USAGE = {"prompt_tokens": 14, "completion_tokens": 9}
 _TIMING = {"queue_s": 0.0004, "prefill_s": 0.0061, "decode_s": 0.0312}
 
@@ -145,7 +147,7 @@ TRANSLATE_ANSWER: dict[str, Any] = {
                 "model": "gpt2-mt-default",
             }
         },
-        "text/event-stream": {"schema": {"type": "string"}, "example": _TRANSLATE_EVENTS},
+        **events(_TRANSLATE_EVENTS),
     }
 }
 _EVENTS = """\
@@ -170,6 +172,6 @@ GENERATE_ANSWER: dict[str, Any] = {
                 "model": "gpt2-mt-default",
             }
         },
-        "text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS},
+        **events(_EVENTS),
     }
 }

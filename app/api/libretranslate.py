@@ -18,13 +18,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.access import ServiceOf, key_in_body
-from app.api.openapi import shaped
+from app.api.openapi import binary, shaped
 from app.api.problems import detail
 from app.api.requests import document, fields_of, media_type, unless_gone
 from app.api.state import ReadyOf, StateOf
 from app.api.streams import server_timing
 from app.api.uploads import attachment, upload_of
-from app.documents.formats import EXTENSIONS, format_of, translated_name
+from app.documents.formats import EXTENSIONS, MEDIA_TYPES, format_of, translated_name
 from app.errors import (
     AppError,
     InvalidField,
@@ -159,7 +159,12 @@ async def translate_file(
     return {"translatedFileUrl": str(request.url_for("download_file", filename=key))}
 
 
-@router.get("/download_file/{filename}", summary="A file translated before, for half an hour")
+@router.get(
+    "/download_file/{filename}",
+    summary="A file translated before, for half an hour",
+    response_class=Response,
+    responses={200: {"content": binary(MEDIA_TYPES)}},
+)
 async def download_file(filename: str, state: StateOf) -> Response:
     file = state.files.get(filename)
     if file is None:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.access import ServicesOf
-from app.api.openapi import shaped
+from app.api.openapi import events, shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.schemas import Bias, ModelAnswer, Real, Stops, Texts, TokenId, within
@@ -111,6 +111,13 @@ def tell(error: AppError) -> tuple[int, dict[str, Any]]:
     return status, {"error": told}
 
 
+_EXAMPLE = """\
+data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"gpt2-mt-mini","choices":\
+[{"index":0,"text":" is","logprobs":null,"finish_reason":"length"}]}
+
+data: [DONE]
+
+"""
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=shaped(tell))
 
 
@@ -118,6 +125,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=shaped(tell))
     "/completions",
     summary="Complete, as OpenAI does",
     response_model=None,
+    responses={200: {"content": {"application/json": {}, **events(_EXAMPLE)}}},
     dependencies=[Depends(require_json)],
 )
 async def completions(

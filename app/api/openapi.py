@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,13 +14,16 @@ from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Problem
 from app.errors import (
     AppError,
+    BadForm,
     BadJson,
     BodyTooLarge,
     DeadlineExceeded,
     Exists,
     InvalidField,
+    KeyMissing,
     NotReady,
     QueueFull,
+    RateLimited,
     RequestTimeout,
     UnknownGlossary,
     UnknownModel,
@@ -33,7 +37,18 @@ the name of another server's API in the shape of that one.
 Send `X-Request-ID` to find a request again in the logs; it is echoed."""
 
 _REF = "#/components/schemas/{model}"
+_KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Needed where the server has a file of keys.",
+}
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "A JSON object, or `[DONE]`."}},
+    "required": ["data"],
+}
 _SAMPLES: dict[type[AppError], AppError] = {
+    BadForm: BadForm("the form cannot be read: Missing boundary in multipart."),
     BadJson: BadJson("the body is not valid JSON: Expecting value, at 9"),
     RequestTimeout: RequestTimeout("the body did not arrive within 30 s"),
     BodyTooLarge: BodyTooLarge("the body may have at most 1048576 bytes"),
@@ -44,6 +59,8 @@ _SAMPLES: dict[type[AppError], AppError] = {
     InvalidField: InvalidField('top_p is "0.9": Input should be a valid number', param="top_p"),
     UnknownGlossary: UnknownGlossary("there is no glossary 'animals'", param="glossary"),
     Exists: Exists("there is a glossary 'animals' already", param="name"),
+    KeyMissing: KeyMissing("send an API key: Authorization: Bearer KEY", param="Authorization"),
+    RateLimited: RateLimited("at most 60 requests a minute", retry_after_s=2),
     QueueFull: QueueFull("2048 sequences are waiting; the limit is 2048", retry_after_s=3),
     NotReady: NotReady("the model is being loaded", retry_after_s=1),
     DeadlineExceeded: DeadlineExceeded("no complete answer within timeout_s=5"),
@@ -57,9 +74,30 @@ def errors(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
 
 def shaped(telling: Telling) -> dict[int | str, dict[str, Any]]:
     """The `responses` of routes that tell their errors so."""
+    told = [telling(sample)[1] for sample in _SAMPLES.values()]
     example = telling(_SAMPLES[InvalidField])[1]
-    content = {"application/json": {"example": example}}
+    content = {"application/json": {"schema": _schema_of(told), "example": example}}
     return {"default": {"description": "An error, in the shape of this API", "content": content}}
+
+
+def events(example: str) -> dict[str, Any]:
+    """The `content` of an answer by server-sent events."""
+    return {"text/event-stream": {"itemSchema": _EVENT, "example": example}}
+
+
+def binary(kinds: Iterable[str]) -> dict[str, Any]:
+    """The `content` of an answer that is a file of one of these types."""
+    return dict.fromkeys(kinds, {"schema": {"type": "string", "format": "binary"}})
+
+
+def _schema_of(samples: Sequence[Any]) -> dict[str, Any]:
+    """What texts, nulls and objects of them have in common."""
+    if not isinstance(samples[0], dict):
+        kinds = {"null" if sample is None else "string" for sample in samples}
+        return {"type": sorted(kinds)}
+    names = samples[0].keys()
+    properties = {name: _schema_of([sample[name] for sample in samples]) for name in names}
+    return {"type": "object", "properties": properties, "required": list(names)}
 
 
 def describe(app: FastAPI) -> None:
@@ -77,6 +115,11 @@ def describe(app: FastAPI) -> None:
             components = schema.setdefault("components", {}).setdefault("schemas", {})
             components.update(problem.pop("$defs", {}))
             components["Problem"] = problem
+            schema["components"]["securitySchemes"] = {"key": _KEY}
+            schema["security"] = [{}, {"key": []}]
+            for operation in (one for path in schema["paths"].values() for one in path.values()):
+                if "v1" in operation["tags"]:
+                    operation["responses"].update(errors(KeyMissing, RateLimited))
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.access import ServiceOf
-from app.api.openapi import shaped
+from app.api.openapi import events, shaped
 from app.api.problems import detail
 from app.api.requests import require_json, unless_gone
 from app.api.state import State, StateOf
@@ -49,6 +49,11 @@ def _told(message: str, kind: str) -> dict[str, str]:
     return {"error": message, "error_type": kind}
 
 
+_EXAMPLE = """\
+data: {"index":1,"token":{"id":381,"text":" is","logprob":-1.4,"special":false},\
+"generated_text":" is","details":null}
+
+"""
 router = APIRouter(tags=["Text Generation Inference"], responses=shaped(tell))
 
 
@@ -62,6 +67,8 @@ async def generate(
 @router.post(
     "/generate_stream",
     summary="Generate as server-sent events, as TGI does",
+    response_class=Response,
+    responses={200: {"content": events(_EXAMPLE)}},
     dependencies=[Depends(require_json)],
 )
 async def generate_stream(

@@ -35,6 +35,8 @@ async def upload_of(request: Request) -> tuple[Upload | None, dict[str, str]]:
         async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
             for name, value in form.multi_items():
                 if isinstance(value, str):
+                    if name == "file":
+                        raise InvalidField("file is a text: it needs a file name", param=name)
                     fields.setdefault(name, value)
                 elif name != "file":
                     raise InvalidField(f"{name[:60]} is a file: only file may be one", param=name)

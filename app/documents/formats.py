@@ -43,6 +43,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 _BY_EXTENSION = {extension: one for one in FORMATS.values() for extension in one.extensions}
 EXTENSIONS = tuple(_BY_EXTENSION)
+MEDIA_TYPES = tuple(one.media_types[0] for one in FORMATS.values())  # of answers
 
 
 def format_of(filename: str, name: str = "") -> Format:

@@ -64,10 +64,12 @@ class Paragraph:
     def wanted(self) -> bool:
         return has_letters(atom.text for atom in self._atoms if atom.kind == "text")
 
-    def put(self, text: str) -> bool:
-        """Write a translation into the runs; False, with nothing done, if its tags are not ours."""
-        if _TAG.findall(text) != _TAG.findall(self.text):
-            return False
+    def fits(self, text: str) -> bool:
+        """Whether the tags of a translation are ours, in their order."""
+        return _TAG.findall(text) == _TAG.findall(self.text)
+
+    def put(self, text: str) -> None:
+        """Write a translation that fits into the runs."""
         # the text before, between and behind tags; a text of its own element has two tags
         gaps = [html.unescape(part) for part in _TAG.split(text)]
         at = 0
@@ -84,7 +86,6 @@ class Paragraph:
                     _fill(atom, gaps[at])
                 at += 1
             last = atom
-        return True
 
     def _is_base(self, atom: _Atom) -> bool:
         return atom.kind == "text" and atom.key == self._base

@@ -165,7 +165,9 @@ class Documents:
                 result = await translator.run(
                     texts, source, target, deadline, options=own, param="file", unchanged=True
                 )
-                return [Translated(t.text, bool(t.quality.flags)) for t in result.translations]
+                made = zip(units, result.translations, strict=True)
+                return [Translated(t.text, bool(t.quality.flags) or not unit.fits(t.text))
+                        for unit, t in made]  # fmt: skip
             except QueueFull:  # others' sequences will end: a long document can wait
                 if deadline.left < _PAUSE_S:
                     raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,8 +18,11 @@ _TAG = re.compile(r"<[^>]*>")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
+    """`fits` says whether a translation can be put back."""
+
     text: str
     format: Literal["text", "html"] = "text"
+    fits: Callable[[str], bool] = lambda _: True
 
     @property
     def plain(self) -> str:

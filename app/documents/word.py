@@ -35,12 +35,13 @@ class WordFile:
             for element in root.iter(W + "p")
             if (paragraph := Paragraph(element)).wanted
         ]
-        self.units = [Unit(paragraph.text, "html") for _, paragraph in self._paragraphs]
+        self.units = [Unit(p.text, "html", p.fits) for _, p in self._paragraphs]
 
     def write(self, translations: Sequence[Translated]) -> bytes:
         changed: set[str] = set()
         for (name, paragraph), made in zip(self._paragraphs, translations, strict=True):
-            if made.text != paragraph.text and paragraph.put(made.text):
+            if made.text != paragraph.text and paragraph.fits(made.text):
+                paragraph.put(made.text)
                 changed.add(name)
         return self._archive.rewritten({name: _bytes(self._parts[name]) for name in changed})
 

@@ -45,7 +45,7 @@ def test_answers_and_errors_are_described_with_examples(document: Any) -> None:
     for path in ("/v1/translate", "/v1/generate"):
         responses = document["paths"][path]["post"]["responses"]
         found = set(responses) - {"404"}
-        assert found == {"200", "400", "408", "413", "415", "422", "503", "504"}
+        assert found == {"200", "400", "401", "408", "413", "415", "422", "429", "503", "504"}
         for status, response in responses.items():
             for kind, content in response["content"].items():
                 assert content.get("example"), (path, status, kind)
