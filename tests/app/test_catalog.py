@@ -131,6 +131,10 @@ def test_bundles_by_name_over_http(two: Server, int8_bundle: Bundle) -> None:
         refused = post(path, {**body, "model": "none"})
         assert (refused.status_code, refused.json()["param"]) == (404, "model")
     assert post("/v1/completions", {**prompt, "model": "more"}).json()["model"] == "more"
+    for name, status in (("more", 200), ("none", 404)):
+        data = {"source": "en", "target": "de", "model": name}
+        sent = two.client.post("/v1/documents", files={"file": ("a.txt", b"Hello.")}, data=data)
+        assert sent.status_code == status, sent.text
     assert two.client.get("/v1/languages?model=more").status_code == 200
     assert two.client.get("/v1/languages?model=none").status_code == 404
     assert two.client.get("/v2/models/more/ready").status_code == 200
