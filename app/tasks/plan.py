@@ -247,8 +247,14 @@ class Planner:
         found = plan.options.glossary
         if not self.suits(found, source):
             return Glossary()
-        if found.pairs and (script or plan.variant):
-            return found.scripted(_way(script), _way(plan.variant))
+        variant = plan.variant
+        if found.languages:  # its terms may be in another script than the request's texts
+            script, variant = (
+                one or self._variants.get(code)
+                for one, code in zip((script, variant), found.languages, strict=True)
+            )
+        if found.pairs and (script or variant):
+            return found.scripted(_way(script), _way(variant))
         return found
 
     def _unit(
