@@ -105,6 +105,8 @@ class Documents:
             raise TooLong(f"file has {len(data)} bytes, at most {self.max_bytes}", param="file")
         document = await asyncio.to_thread(form.read, data)
         units = document.units
+        characters = sum(len(unit.text) for unit in units)
+        translator = translator.prepaid(characters)
         if source == AUTO:
             sample = await asyncio.to_thread(_sample, units)
             source = translator.detect(sample, target).language
@@ -132,7 +134,6 @@ class Documents:
             await asyncio.gather(*running, return_exceptions=True)
         flagged = sum(one.doubtful for one in made)
         written = await asyncio.to_thread(document.write, made)
-        characters = sum(len(unit.text) for unit in units)
         return TranslatedFile(written, source, len(units), flagged, characters)
 
     def _portions(self, units: Sequence[Unit]) -> Iterator[tuple[int, int]]:

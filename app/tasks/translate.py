@@ -94,6 +94,11 @@ class Translator:
         other._charge = charge
         return other
 
+    def prepaid(self, characters: int) -> Translator:
+        """The same, with the characters of all of its requests told now."""
+        self._charge(characters)
+        return self.metered(free)
+
     async def run(
         self,
         texts: str | Sequence[str],
