@@ -69,6 +69,7 @@ async def upload(
         raise InvalidField("'output_format' must be that of the file", param="output_format")
     deadline = state.deadline(state.max_timeout_s)
     options = TranslateOptions(glossary=glossary_of(fields, state))
+    service.translator.check_glossary(options.glossary, source, target)
     identity, work = _new(state.works)
     lease = state.keep_lease(request.scope)  # it goes on when this request has been answered
     running = state.documents.run(

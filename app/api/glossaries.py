@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Response
 
 from app.api import examples
-from app.api.access import ServiceOf
+from app.api.access import ServiceOf, Services, ServicesOf
 from app.api.openapi import errors
 from app.api.requests import require_json
 from app.api.schemas import (
@@ -26,9 +27,9 @@ from app.errors import (
     NotReady,
     RequestTimeout,
     UnknownGlossary,
+    UnknownLanguage,
     UnsupportedMediaType,
 )
-from app.service import Service
 from app.tasks.glossaries import StoredGlossary, made
 
 _BODY = (BadJson, RequestTimeout, BodyTooLarge, UnsupportedMediaType, InvalidField)
@@ -57,9 +58,9 @@ def glossaries(state: StateOf, service: ServiceOf) -> GlossariesAnswer:
 def create(
     body: Annotated[GlossaryRequest, Body(openapi_examples=examples.GLOSSARY)],
     state: StateOf,
-    service: ServiceOf,
+    services: ServicesOf,
 ) -> StoredGlossaryAnswer:
-    source, target = pair_of(service, body.source, body.target)
+    source, target = pair_of(services, body.source, body.target)
     return _answer(state.glossaries.add(made(body.name, source, target, body.entries)))
 
 
@@ -75,11 +76,11 @@ def glossary(name: str, state: StateOf, service: ServiceOf) -> StoredGlossaryAns
     dependencies=[Depends(require_json)],
 )
 def put(
-    name: str, body: GlossaryChange, state: StateOf, service: ServiceOf
+    name: str, body: GlossaryChange, state: StateOf, services: ServicesOf
 ) -> StoredGlossaryAnswer:
     if body.name not in (None, name):
         raise InvalidField(f"name is {body.name!r}, in the path it is {name[:80]!r}", param="name")
-    source, target = pair_of(service, body.source, body.target)
+    source, target = pair_of(services, body.source, body.target)
     stored = made(name, source, target, body.entries, _title(state, name))
     return _answer(state.glossaries.add(stored, replace=True))
 
@@ -95,11 +96,15 @@ def remove(name: str, state: StateOf, service: ServiceOf) -> Response:
     return Response(status_code=204)
 
 
-def pair_of(service: Service, source: str, target: str) -> tuple[str, str]:
-    """The offered codes that are meant; a glossary is of one source language."""
+def pair_of(services: Services, source: str, target: str) -> tuple[str, str]:
+    """The codes that are meant, of any model; a glossary is of one source language."""
     if source.casefold() == "auto":
         raise InvalidField("source is 'auto': a glossary is of one language", param="source")
-    return service.translator.pair(source, target)
+    served = services.all()
+    for service in served:
+        with contextlib.suppress(UnknownLanguage):
+            return service.translator.pair(source, target)
+    return served[0].translator.pair(source, target)  # which says what is wrong
 
 
 def _title(state: State, name: str) -> str:

@@ -95,9 +95,12 @@ def _schema_of(samples: Sequence[Any]) -> dict[str, Any]:
     if not isinstance(samples[0], dict):
         kinds = {"null" if sample is None else "string" for sample in samples}
         return {"type": sorted(kinds)}
-    names = samples[0].keys()
-    properties = {name: _schema_of([sample[name] for sample in samples]) for name in names}
-    return {"type": "object", "properties": properties, "required": list(names)}
+    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    return {
+        "type": "object",
+        "properties": {n: _schema_of([s[n] for s in samples if n in s]) for n in names},
+        "required": [n for n in names if all(n in s for s in samples)],
+    }
 
 
 def describe(app: FastAPI) -> None:

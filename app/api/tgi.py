@@ -24,7 +24,17 @@ from app.api.state import State, StateOf
 from app.api.streams import EventStream, server_timing
 from app.api.tgi_schemas import MAX_BEST_OF, TgiCompatRequest, TgiRequest, TgiTokenizeRequest
 from app.api.tgi_stream import events_of, finish_reason_of, token_of, tops_of
-from app.errors import AppError, EngineFailed, InvalidField, NotReady, QueueFull
+from app.errors import (
+    AppError,
+    EngineFailed,
+    InvalidField,
+    KeyMissing,
+    KeyWrong,
+    NotReady,
+    QueueFull,
+    QuotaExceeded,
+    RateLimited,
+)
 from app.service import Service
 from app.tasks.generate import MAX_STOPS, SEEDS, GenerateOptions, GenerateResult, Generation
 
@@ -32,6 +42,10 @@ _COMPUTE_TYPE = "onnxruntime"
 
 
 def tell(error: AppError) -> tuple[int, dict[str, str]]:
+    if isinstance(error, KeyMissing | KeyWrong):
+        return 401, {"error": error.detail}  # an error without a type is one of HTTP to clients
+    if isinstance(error, RateLimited | QuotaExceeded):
+        return 429, _told(error.detail, "overloaded")
     if isinstance(error, QueueFull):
         return 429, _told(f"Model is overloaded: {error.detail}", "overloaded")
     if isinstance(error, EngineFailed):

@@ -19,6 +19,7 @@ from app.metrics import Metrics
 from app.tasks.job import Deadline
 from app.tasks.options import TranslateOptions
 from app.tasks.translate import AUTO, Translator
+from app.text.glossary import Glossary
 
 _ITEMS, _CHARACTERS = 128, 16_000  # of a portion, unless the request's limits are lower
 _TOGETHER = 2  # portions
@@ -99,13 +100,18 @@ class Documents:
         progress: Callable[[int, int], None] | None,
     ) -> TranslatedFile:
         source, target = translator.pair(source, target, unchanged=True)
+        translator.check_glossary(options.glossary, source, target)
         if len(data) > self.max_bytes:
             raise TooLong(f"file has {len(data)} bytes, at most {self.max_bytes}", param="file")
         document = await asyncio.to_thread(form.read, data)
         units = document.units
+        characters = sum(len(unit.text) for unit in units)
+        translator = translator.prepaid(characters)
         if source == AUTO:
             sample = await asyncio.to_thread(_sample, units)
             source = translator.detect(sample, target).language
+            if not translator.suits(options.glossary, source):
+                options = replace(options, glossary=Glossary())
         running: deque[asyncio.Task[list[Translated]]] = deque()
         made: list[Translated] = []
 
@@ -128,7 +134,6 @@ class Documents:
             await asyncio.gather(*running, return_exceptions=True)
         flagged = sum(one.doubtful for one in made)
         written = await asyncio.to_thread(document.write, made)
-        characters = sum(len(unit.text) for unit in units)
         return TranslatedFile(written, source, len(units), flagged, characters)
 
     def _portions(self, units: Sequence[Unit]) -> Iterator[tuple[int, int]]:

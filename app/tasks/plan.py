@@ -116,7 +116,7 @@ class Planner:
     ) -> Plan:
         """See `Translator.start`."""
         source, target = self.pair(source, target, unchanged)
-        self._check_glossary(options.glossary, source, target)
+        self.check_glossary(options.glossary, source, target)
         each = each and not isinstance(texts, str)
         items: Sequence[str | InvalidField]
         check = check_each if each else check_texts
@@ -150,7 +150,7 @@ class Planner:
         same = unchanged or (source in self._variants) != (target in self._variants)
         return ends in self._pairs or (same and ends[0] == ends[1])
 
-    def _check_glossary(self, glossary: Glossary, source: str, target: str) -> None:
+    def check_glossary(self, glossary: Glossary, source: str, target: str) -> None:
         """A stored one is of this pair."""
         if glossary.languages is None:
             return
@@ -162,6 +162,11 @@ class Planner:
                 f"{glossary.languages[1]!r}, the request from {source!r} to {target!r}",
                 param="glossary",
             )
+
+    def suits(self, glossary: Glossary, source: str) -> bool:
+        """Whether it is for texts in that language; a stored one is for its own only."""
+        languages = glossary.languages
+        return languages is None or self._known(languages[0]) == self._known(source)
 
     def _plan(
         self,
@@ -240,10 +245,16 @@ class Planner:
     def _glossary(self, source: str, script: Variant | None, plan: Plan) -> Glossary:
         """The request's, as the model reads and writes it; a stored one for its language only."""
         found = plan.options.glossary
-        if found.languages and self._known(found.languages[0]) != self._known(source):
+        if not self.suits(found, source):
             return Glossary()
-        if found.pairs and (script or plan.variant):
-            return found.scripted(_way(script), _way(plan.variant))
+        variant = plan.variant
+        if found.languages:  # its terms may be in another script than the request's texts
+            script, variant = (
+                one or self._variants.get(code)
+                for one, code in zip((script, variant), found.languages, strict=True)
+            )
+        if found.pairs and (script or variant):
+            return found.scripted(_way(script), _way(variant))
         return found
 
     def _unit(

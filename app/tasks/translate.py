@@ -27,6 +27,7 @@ from app.tasks.rounds import Rounds
 from app.tasks.shortlist import Shortlist
 from app.tasks.streams import Draft
 from app.text.detect import Detection, Detector
+from app.text.glossary import Glossary
 from app.text.protect import is_private
 from app.text.tokenizer import TextTokenizer
 
@@ -79,11 +80,24 @@ class Translator:
         """The language of a text that is to be translated, or is in the target language already."""
         return self._planner.ranked(text, target)[0]
 
+    def check_glossary(self, glossary: Glossary, source: str, target: str) -> None:
+        """Raises InvalidField if it is not of this pair."""
+        self._planner.check_glossary(glossary, source, target)
+
+    def suits(self, glossary: Glossary, source: str) -> bool:
+        """Whether the glossary is for texts in the language that was detected."""
+        return self._planner.suits(glossary, source)
+
     def metered(self, charge: Callable[[int], None]) -> Translator:
         """The same, with the characters of each request told before it is worked on."""
         other = copy.copy(self)
         other._charge = charge
         return other
+
+    def prepaid(self, characters: int) -> Translator:
+        """The same, with the characters of all of its requests told now."""
+        self._charge(characters)
+        return self.metered(free)
 
     async def run(
         self,

@@ -164,6 +164,10 @@ def test_bundles_by_name_over_http(two: Server, int8_bundle: Bundle) -> None:
         refused = post(path, {**body, "model": "none"})
         assert (refused.status_code, refused.json()["param"]) == (404, "model")
     assert post("/v1/completions", {**prompt, "model": "more"}).json()["model"] == "more"
+    for name, status in (("more", 200), ("none", 404)):
+        data = {"source": "en", "target": "de", "model": name}
+        sent = two.client.post("/v1/documents", files={"file": ("a.txt", b"Hello.")}, data=data)
+        assert sent.status_code == status, sent.text
     assert two.client.get("/v1/languages?model=more").status_code == 200
     assert two.client.get("/v1/languages?model=none").status_code == 404
     assert two.client.get("/v2/models/more/ready").status_code == 200
@@ -171,3 +175,24 @@ def test_bundles_by_name_over_http(two: Server, int8_bundle: Bundle) -> None:
     assert "gpt2mt_slots 4.0" in metrics  # of both engines together
     assert all(f'gpt2mt_model_info{{model="{name}"' in metrics for name in (first, "more"))
     assert not any(entry.users for entry in two.app.state.gpt2mt.catalog._entries.values())
+
+
+def test_a_glossary_may_be_of_any_models_pair(
+    int8_bundle: Bundle, fp32_bundle: Bundle, tmp_path: Path
+) -> None:
+    less = named(int8_bundle, "less", tmp_path / "less")
+    manifest = json.loads((less / "manifest.json").read_text())
+    manifest["pairs"] = [pair for pair in manifest["pairs"] if pair[1] != "de"]
+    (less / "manifest.json").write_text(json.dumps(manifest))
+    settings = Settings(bundle=less, bundles=str(fp32_bundle.path), threads=1, slots=2)
+    stored = {"source": "en", "target": "de", "entries": {"cat": "Katze"}}
+    text = {"text": "A cat.", "source": "en", "target": "de", "glossary": "animals"}
+    with serve(app.main.create_app(settings)) as running:
+        client = running.client
+        assert client.put("/v1/glossaries/animals", json=stored).status_code == 200
+        refused = client.put("/v1/glossaries/other", json={**stored, "target": "xx"})
+        assert (refused.status_code, refused.json()["param"]) == (422, "target")
+        assert client.post("/v1/translate", json=text).json()["param"] == "target"
+        more = {**text, "model": fp32_bundle.manifest.name}
+        answer = client.post("/v1/translate", json=more)
+        assert answer.status_code == 200, answer.text

@@ -28,6 +28,7 @@ def closed(fp32_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Ite
         Key("small", digest_of("small"), characters_per_day=20),
         Key("deepl", digest_of("deepl"), characters_per_day=20),
         Key("libre", digest_of("libre"), characters_per_day=20),
+        Key("files", digest_of("files"), characters_per_day=2000),
     ]
     path.write_text("".join(f"{key}\n" for key in keys))
     settings = Settings(
@@ -128,6 +129,17 @@ def test_a_quota_counts_every_api_and_refuses_whole_requests(closed: Server) -> 
     assert int(refused.headers["retry-after"]) <= 86_400
     assert used() == 14
     assert post("/v1/translate", {**TEXT, "text": "six..."}).status_code == 200
+
+
+def test_a_document_over_the_quota_costs_nothing(closed: Server) -> None:
+    headers = {"X-API-Key": "files"}
+    form = {"source": "en", "target": "de"}
+    for lines, status in ((300, 429), (2, 200)):  # of 8 characters; 300 are several portions
+        sent = {"file": ("a.txt", b"A house.\n\n" * lines)}
+        answer = closed.client.post("/v1/documents", files=sent, data=form, headers=headers)
+        assert answer.status_code == status, answer.text
+    told = closed.client.get("/v1/usage", headers=headers).json()
+    assert told["characters"] == 16
 
 
 def test_deepls_client(closed: Server) -> None:

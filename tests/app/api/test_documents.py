@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import time
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import deepl
@@ -19,7 +21,7 @@ from app.documents.formats import FORMATS
 from app.documents.run import Documents
 from app.metrics import Metrics
 from app.tasks.job import Deadline
-from app.tasks.options import PLAIN
+from app.tasks.options import PLAIN, TranslateOptions
 from tests.app.documents import samples
 from tests.servers import Server
 
@@ -149,6 +151,64 @@ def test_forms_that_are_none(client: httpx.Client) -> None:
     response = client.post("/v1/documents", content=b"--x\r\nnothing", headers=bare)
     assert response.status_code in (400, 422), response.text
     refused(send(client, "a.txt", "x", glossary="stored"), "glossary", 404)
+
+
+def test_a_stored_glossary_is_for_documents_in_its_language(client: httpx.Client) -> None:
+    stored = {"source": "en", "target": "de", "entries": {"station": "Bahnhof"}}
+    assert client.put("/v1/glossaries/stations", json=stored).status_code == 200
+    for text in ("Le chat dort dans le jardin.", "Der Hund schl\u00e4ft im Garten."):
+        plain = send(client, "a.txt", text, source="auto")
+        assert plain.status_code == 200 and plain.headers["X-Translation-Source"] != "en"
+        found = send(client, "a.txt", text, source="auto", glossary="stations")
+        assert (found.status_code, found.content) == (200, plain.content)
+    text = "Where is the station today?"
+    found = send(client, "a.txt", text, source="auto", glossary="stations")
+    assert found.content == send(client, "a.txt", text, glossary="stations").content
+    for wrong in ({"source": "fr"}, {"source": "auto", "target": "fr"}):
+        refused(send(client, "a.txt", text, glossary="stations", **wrong), "glossary")
+    fields = {"source_lang": "EN", "target_lang": "FR", "glossary_id": "stations"}
+    answer = client.post("/v2/document", files={"file": ("a.txt", b"x")}, data=fields)
+    assert answer.status_code == 400 and "from 'en' to 'de'" in answer.json()["message"]
+    client.delete("/v1/glossaries/stations")
+
+
+def test_a_docx_paragraph_that_cannot_be_put_back_is_flagged(server: Server) -> None:
+    class Swapped:
+        """The real translator, but tags come in another order, and nothing else is doubtful."""
+
+        def __init__(self, translator: Any) -> None:
+            self.pair, self.check_glossary = translator.pair, translator.check_glossary
+            self._run = translator.run
+
+        def prepaid(self, characters: int) -> Any:
+            return self
+
+        async def run(self, *args: Any, **more: Any) -> Any:
+            made = await self._run(*args, **more)
+            return replace(made, translations=[
+                replace(t, text=swapped(t.text), quality=replace(t.quality, flags=()))
+                for t in made.translations
+            ])  # fmt: skip
+
+    def swapped(text: str) -> str:
+        return "".join(reversed(re.split("(<[^>]*>)", text)))
+
+    def fill(made: Any) -> None:
+        for name in ("green", "red"):
+            paragraph = made.add_paragraph("The big house is ")
+            paragraph.add_run(name).bold = True
+            paragraph.add_run(" and old.")
+
+    data = samples.docx(fill)
+    documents = Documents(Metrics(), 1_000_000, 1000, 20_000)
+    translator = Swapped(server.app.state.gpt2mt.catalog.first.translator)
+    ask = ("en", "de", Deadline.after(60), TranslateOptions(retry=False))
+    made = asyncio.run(documents.run(translator, data, FORMATS["docx"], *ask))  # type: ignore
+    before, after = (docx_library.Document(io.BytesIO(d)).paragraphs[-2:]
+                     for d in (data, made.data))  # fmt: skip
+    assert [[r.text for r in p.runs] for p in after] == [[r.text for r in p.runs] for p in before]
+    tagged = [unit for unit in FORMATS["docx"].read(data).units if "<" in unit.text]
+    assert made.flagged == len(tagged) >= 2 and made.items > made.flagged
 
 
 def test_uploads_have_their_own_limit(client: httpx.Client) -> None:

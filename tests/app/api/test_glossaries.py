@@ -167,6 +167,10 @@ def test_deepls_client(client: httpx.Client, server: Any) -> None:
     data = {"name": "x", "source_lang": "EN", "target_lang": "DE", "entries_format": "tsv"}
     answer = client.post("/v2/glossaries", json={**data, "entries": "a\tb\na"})
     assert answer.status_code == 400 and "line 2" in answer.json()["message"]
+    data["entries_format"] = "csv"
+    for entries in ('"' + "a" * 150_000 + '",b', "a\rb,c\r\nd"):  # over csv's limit; one cell
+        answer = client.post("/v2/glossaries", json={**data, "entries": entries})
+        assert answer.status_code == 400 and "entries" in answer.json()["message"], answer.text
     answer = client.post("/v2/translate", json={"text": "A", "target_lang": "DE",
                                                 "glossary_id": other.glossary_id})  # fmt: skip
     assert answer.status_code == 400 and "source_lang" in answer.json()["message"]

@@ -79,3 +79,16 @@ def test_terms_are_compared_in_the_models_script(service: Service) -> None:
     bench = Bench(service, lambda text, beam: "头发")
     one = run(bench, "Hair and software.", "en", "zh-Hant", glossary=glossary, retry=False)
     assert (one.quality.hits, one.quality.misses) == (("hair",), ("software",))
+
+
+def test_a_stored_glossary_of_another_script_is_read_in_the_models(service: Service) -> None:
+    pairs = (("hair", "頭髮"), ("software", "軟體"))
+    bench = Bench(service, lambda text, beam: "头发在软件里。")
+    for target, made in (("zh", "头发在软件里。"), ("zh-TW", "頭髮在軟體裡。")):
+        glossary = Glossary(pairs, "terms", ("en", "zh-TW"))
+        one = run(bench, "Hair in software.", "en", target, glossary=glossary, retry=False)
+        assert (one.text, one.quality.hits) == (made, ("hair", "software"))
+    back = Glossary((("頭髮", "hair"),), "back", ("zh-Hant", "en"))
+    bench = Bench(service, lambda text, beam: "His hair.")
+    one = run(bench, "他的头发。", "zh", "en", glossary=back, retry=False)
+    assert one.quality.hits == ("頭髮",)
