@@ -91,17 +91,24 @@ def newer(folder: Path) -> None:
     edit(folder, format_version=99)
 
 
+GOLDEN = "other weights, new hashes"  # is seen where the manifest has a golden answer
 # With what must be said: the file, and the reason.
 BAD: dict[str, tuple[Harm, tuple[str, str]]] = {
     "truncated": (truncated, ("model.onnx", "bytes")),
     "altered model": (altered_model, ("model.onnx", "damaged")),
     "altered tokenizer": (altered_tokenizer, ("tokenizer.json", "damaged")),
-    "other weights, new hashes": (other_weights, ("other-weights", "golden")),
+    GOLDEN: (other_weights, ("other-weights", "golden")),
     "no model, new hashes": (no_model, ("model.onnx", "cannot be")),
     "a file missing": (missing, ("tokenizer.json", "missing")),
     "foreign": (foreign, ("manifest.json", "missing")),
     "of a newer format": (newer, ("manifest.json", "format_version is 99")),
 }
+
+
+def names() -> list[str]:
+    """Those that can be told from a good one."""
+    manifest = json.loads((DEFAULT_BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    return [name for name in BAD if name != GOLDEN or manifest.get("golden")]
 
 
 def bad(name: str, target: Path) -> Path:

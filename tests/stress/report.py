@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+_SHOWN = 240  # characters of what was measured
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -27,6 +29,7 @@ class Checks:
         self.rows: list[Row] = []
 
     def __call__(self, asked: str, measured: str, held: bool) -> None:
+        measured = " ".join(measured.split())[:_SHOWN].replace("|", "/")
         self.rows.append(Row(self.test, asked, measured, "yes" if held else "NO"))
         sys.stdout.write(f"\n  {self.test}: {asked}: {measured}{'' if held else ': NO'}")
         sys.stdout.flush()

@@ -185,7 +185,7 @@ async def closed_loop(
         while going():
             reply = await ask(client, rng.choice(calls))
             replies.append(reply)
-            if pause_s or not reply.status:
+            if pause_s or not reply.expected:
                 await asyncio.sleep(pause_s or 0.05)
 
     await asyncio.gather(*map(caller, range(callers)))
