@@ -10,7 +10,7 @@ it (`app.text.standins`); the rest sticks to the word before or behind it (`app.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,17 +42,18 @@ _URL = r"""
       [^\s<>"`|\\^\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\u4e00-\u9fff]{0,2000}
       (?<![.,;:!?)\]'\u2019\u201d\u00bb])/?
 """
-_EMAIL = r"""(?<![A-Za-z0-9._%+\-])[A-Za-z0-9_%+\-](?:[A-Za-z0-9._%+\-]{0,62}[A-Za-z0-9_%+\-])?
+_EMAIL = r"""[A-Za-z0-9_%+\-](?:[A-Za-z0-9._%+\-]{0,62}[A-Za-z0-9_%+\-])?
     @[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8}"""
 _TAG = r"""</?[A-Za-z](?:[^<>"'\n]|"[^"\n]*+"|'[^'\n]*+')*+>"""
 # No language that parts words by spaces has such words: data, which a model would only garble.
 _LETTER = "[^\\W\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 _LONG = rf"(?<!\S)(?:{_LETTER}|[!-/:;=?@\[-^`{{-~]){{256,}}+"
 _HARD = re.compile(
-    rf"(?P<tag>{_TAG})|(?P<url>{_URL})|(?P<email>{_EMAIL})|(?P<code>`[^`\n]{{1,200}}`)"
+    rf"(?P<tag>{_TAG})|(?P<url>{_URL})|(?P<email>(?<![A-Za-z0-9._%+\-]){_EMAIL})|(?P<code>`[^`\n]{{1,200}}`)"
     rf"|(?P<placeholder>{_PLACEHOLDER})|(?P<long>{_LONG})",
     re.VERBOSE,
 )
+_GLUED = re.compile(rf"(?P<email>{_EMAIL})", re.VERBOSE)  # right behind a match
 _SIGN = (
     "[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u25a0-\u27bf\u2900-\u297f"
     "\u2b00-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
@@ -131,7 +132,7 @@ class Builder:
     def scan(self, text: str, decode: Callable[[str], str] = str, tags: bool = True) -> None:
         """Add plain text with all that is found in it; what is left between is decoded."""
         at = 0
-        for match in _HARD.finditer(text):
+        for match in _hard(text):
             kind = match.lastgroup
             if kind == "tag" and not tags:
                 continue
@@ -166,6 +167,15 @@ class Builder:
             self.span(text[start:end], "emoji", "before" if right else "after")
             at = end
         self.text(text[at:])
+
+
+def _hard(text: str) -> Iterator[re.Match[str]]:
+    at = 0
+    while match := _HARD.search(text, at):
+        while match:
+            yield match
+            at = match.end()
+            match = _GLUED.match(text, at)
 
 
 def is_private(char: str) -> bool:

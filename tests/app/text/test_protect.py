@@ -38,6 +38,7 @@ def test_restored_is_what_it_was(text: str) -> None:
          ["https://e.com/a?b=1&c=(2", "www.x.org"]),
         ("请访问https://example.com/了解，谢谢", ["https://example.com/"]),
         ("Mail a.b+c@mail.example.com!", ["a.b+c@mail.example.com"]),
+        ("a@b.co%1$sc@d.co", ["a@b.co", "%1$s", "c@d.co"]),
         ("50 % of $5, 100% sure, 5 %", []),
         ("Use `ls -l` now", ["`ls -l`"]),
     ],
