@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from app.documents.formats import Format
-from app.documents.units import Translated, Unit
+from app.documents.units import Document, Translated, Unit
 from app.errors import AppError, QueueFull, TooLong
 from app.metrics import Metrics
 from app.tasks.job import Deadline
@@ -23,6 +23,8 @@ from app.text.glossary import Glossary
 
 _ITEMS, _CHARACTERS = 128, 16_000  # of a portion, unless the request's limits are lower
 _TOGETHER = 2  # portions
+_READERS = 2
+MAX_UNITS = 100_000  # of a document
 _PAUSE_S = 0.5  # while the queue is full
 _SAMPLE = 4000  # characters that a language is detected by
 
@@ -56,6 +58,7 @@ class Documents:
         self._longest = max_characters
         self._counter = metrics.documents
         self._room = asyncio.Semaphore(together)
+        self._readers = asyncio.Semaphore(_READERS)
 
     async def run(
         self,
@@ -103,8 +106,12 @@ class Documents:
         translator.check_glossary(options.glossary, source, target)
         if len(data) > self.max_bytes:
             raise TooLong(f"file has {len(data)} bytes, at most {self.max_bytes}", param="file")
-        document = await asyncio.to_thread(form.read, data)
+        document = await asyncio.shield(asyncio.create_task(self._read(form, data)))
         units = document.units
+        if len(units) > MAX_UNITS:
+            raise TooLong(
+                f"file has {len(units)} parts to translate, at most {MAX_UNITS}", param="file"
+            )
         characters = sum(len(unit.text) for unit in units)
         translator = translator.prepaid(characters)
         if source == AUTO:
@@ -135,6 +142,11 @@ class Documents:
         flagged = sum(one.doubtful for one in made)
         written = await asyncio.to_thread(document.write, made)
         return TranslatedFile(written, source, len(units), flagged, characters)
+
+    async def _read(self, form: Format, data: bytes) -> Document:
+        """A thread cannot be stopped: its place is free when it has ended, whoever still waits."""
+        async with self._readers:
+            return await asyncio.to_thread(form.read, data)
 
     def _portions(self, units: Sequence[Unit]) -> Iterator[tuple[int, int]]:
         """Bounds of portions; one has units of one format only."""

@@ -19,6 +19,7 @@ import pytest
 from app.api.files import Files
 from app.documents.formats import FORMATS
 from app.documents.run import Documents
+from app.errors import DeadlineExceeded
 from app.metrics import Metrics
 from app.tasks.job import Deadline
 from app.tasks.options import PLAIN, TranslateOptions
@@ -216,6 +217,37 @@ def test_uploads_have_their_own_limit(client: httpx.Client) -> None:
     assert send(client, "a.txt", text).text == text
     refused(send(client, "a.txt", b"4" * 8_400_000), "file", 413)
     refused(send(client, "a.txt", b"4" * 9_000_000), None, 413)
+
+
+def test_a_document_of_too_many_parts_is_refused(client: httpx.Client) -> None:
+    assert "at most 100000" in refused(send(client, "a.txt", "a\n\n" * 100_001), "file")
+
+
+def test_who_gives_up_leaves_no_place_to_more_readers(server: Server) -> None:
+    reading = [0, 0]  # now, at most
+
+    class Slow:
+        name = "text"
+
+        def read(self, data: bytes) -> Any:
+            reading[0] += 1
+            reading[1] = max(reading)
+            time.sleep(0.3)
+            reading[0] -= 1
+            return FORMATS["text"].read(data)
+
+    async def give_up_and_ask_again() -> None:
+        documents = Documents(Metrics(), 1000, 100, 1000)
+        translator = server.app.state.gpt2mt.catalog.first.translator
+        for _ in range(6):
+            work = documents.run(
+                translator, b"42", Slow(), "en", "de", Deadline.after(0.05), PLAIN  # type: ignore
+            )
+            with pytest.raises(DeadlineExceeded):
+                await work
+
+    asyncio.run(give_up_and_ask_again())
+    assert reading[1] == 2
 
 
 def test_documents_are_counted(client: httpx.Client) -> None:
