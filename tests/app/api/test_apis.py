@@ -59,7 +59,7 @@ def test_errors_of_the_engine_are_told_in_the_shape_of_the_api(
 ) -> None:
     for error, status in zip(RAISED, STATUSES[path], strict=True):
 
-        def fail(requests: Any, error: Exception = error) -> Any:
+        def fail(requests: Any, begun: bool = False, error: Exception = error) -> Any:
             raise error
 
         monkeypatch.setattr(server.engine, "submit", fail)

@@ -256,7 +256,7 @@ def test_any_json_is_answered_below_500(
 def test_an_unexpected_error_tells_nothing(
     client: httpx.Client, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(requests: Any) -> Any:
+    def explode(requests: Any, begun: bool = False) -> Any:
         raise RuntimeError("secret path /srv/models")
 
     monkeypatch.setattr(server.engine, "submit", explode)
@@ -266,7 +266,7 @@ def test_an_unexpected_error_tells_nothing(
     stream = client.post("/v1/generate", json={**GENERATE, "stream": True})
     problem(stream, 500)  # nothing was sent yet
 
-    def fail(requests: Any) -> Any:
+    def fail(requests: Any, begun: bool = False) -> Any:
         raise EngineFailed("node 17 of the graph")
 
     monkeypatch.setattr(server.engine, "submit", fail)
