@@ -47,7 +47,7 @@ class Listener:
 
     @property
     def answer(self) -> tuple[list[Token], str]:
-        assert self.ended.wait(10) and self.after_end == 0
+        assert self.ended.wait(60) and self.after_end == 0
         return driver.answer(self.events)
 
 
@@ -66,7 +66,7 @@ class Gate:
 
     def __call__(self, phase: str, call: int) -> None:
         self.reached.set()
-        assert self._open.wait(10)
+        assert self._open.wait(60)
         if self.error is not None:
             raise self.error
 

@@ -166,9 +166,10 @@ def test_the_engine_and_its_metrics(fp16_bundle: Bundle, device: Device) -> None
     with running(DeviceDecoder(fp16_bundle, slots=3, threads=1, device=device), metrics) as engine:
         engine.submit(requests)
         told = answers(requests)
+        assert metrics.registry.get_sample_value("gpt2mt_slots") == 3
+    assert metrics.registry.get_sample_value("gpt2mt_slots") == 0  # none is left
     assert [len(tokens) for tokens, _ in told] == [9] * len(PROMPTS)
-    for name, value in (("generated_tokens_total", 36), ("slots", 3)):
-        assert metrics.registry.get_sample_value(f"gpt2mt_{name}") == value
+    assert metrics.registry.get_sample_value("gpt2mt_generated_tokens_total") == 36
 
 
 def test_greedy_ids_of_real_prompts(
