@@ -1,4 +1,4 @@
-"""create_app: the HTTP application over one bundle, opened and closed by its lifespan."""
+"""create_app: the HTTP application over its bundles, opened and closed by its lifespan."""
 
 from __future__ import annotations
 

@@ -64,22 +64,20 @@ class TokenHistogram(Collector):
 
 
 class SharedGauge:
-    """A gauge of what several engines have together; each sets its own part."""
+    """A gauge of what several engines have together; each sets its own part, at every step.
+
+    They are summed when they are asked for.
+    """
 
     def __init__(self, gauge: Gauge) -> None:
-        self._gauge = gauge
         self._parts: dict[object, float] = {}
-        self._lock = Lock()
+        gauge.set_function(lambda: sum(tuple(self._parts.values())))
 
     def set(self, owner: object, value: float) -> None:
-        with self._lock:
-            self._parts[owner] = value
-            self._gauge.set(sum(self._parts.values()))
+        self._parts[owner] = value
 
     def drop(self, owner: object) -> None:
-        with self._lock:
-            self._parts.pop(owner, None)
-            self._gauge.set(sum(self._parts.values()))
+        self._parts.pop(owner, None)
 
 
 class Metrics:
