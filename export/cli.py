@@ -93,9 +93,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "evaluate",
         help="translate and score test sets with a bundle or a checkpoint",
         description="Translate a folder of test sets, greedily or by beam, and score every\n"
-        "direction (sacreBLEU's BLEU and chrF); then perplexity and bits per byte of the sets'\n"
-        "lines (the first 100 of each) in each language. A bundle needs no torch, a checkpoint\n"
-        "does.",
+        "direction (sacreBLEU's BLEU and chrF) and how outputs behave; then perplexity and bits\n"
+        "per byte of the sets' lines (the first 100 of each) in each language. A bundle needs no\n"
+        "torch, a checkpoint does.",
         epilog=_EVALUATE_EXAMPLE,
         formatter_class=raw,
     )
@@ -112,6 +112,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
     add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
     add("--shortlist", action="store_true", help="use the bundle's shortlist")
+    add("--pivot", metavar="LANGUAGE",
+        help="translate through this language where it is neither source nor target")  # fmt: skip
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -163,8 +165,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, evaluate_text, open_translator, select
+    from export.evaluate import evaluate, evaluate_text, open_translator, pivoted, select
     from export.likelihood import table as text_table
+    from training.behaviour import table as behaviour_table
     from training.scores import table
 
     opened, served = open_translator(
@@ -174,9 +177,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:
             rows = evaluate(
-                translate, tests, lowercase=args.lowercase, out=args.out, progress=_progress
-            )
+                pivoted(translate, args.pivot, served) if args.pivot else translate,
+                tests, lowercase=args.lowercase, out=args.out, progress=_progress,
+            )  # fmt: skip
         _say(table(rows) + "\n")
+        seen = ((r.set, r.source, r.target, r.behaviour) for r in rows)
+        _say(behaviour_table((a, b, c, d) for a, b, c, d in seen if d) + "\n")
     _say(text_table(evaluate_text(args.model, args.testdir, args.sets, args.limit, args.out)))
     return 0
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,6 +38,7 @@ class Result(NamedTuple):
 
 
 Translate = Callable[[Sequence[str], str, str], Sequence[tuple[str, str]]]
+IDENTIFIED = ("en", "zh", "de", "fr", "es", "ja", "ru", "cs", "it", "nl", "pt")  # told apart
 
 
 class BundleTranslator:
@@ -174,18 +176,41 @@ def evaluate(
 
     `lowercase` folds case in BLEU.
     """
+    from training.behaviour import observe
+    from training.rules import Identifier
     from training.scores import score
 
     rows: list[Scores] = []
+    identifier = Identifier(IDENTIFIED)
     for test in tests:
         begin = time.monotonic()
         results = translate(test.sources, test.source, test.target)
-        rows.append(score(test, results, lowercase))
+        behaviour = observe(test, results, identifier)
+        rows.append(replace(score(test, results, lowercase), behaviour=behaviour))
         progress(rows[-1], time.monotonic() - begin)
         if out is not None:
             _write_hypotheses(out, test, results)
             _write_results(out, rows)
     return rows
+
+
+def pivoted(translate: Translate, via: str, served: Collection[str]) -> Translate:
+    """Translation in two steps, through a third language; directly from or into that one."""
+
+    def run(lines: Sequence[str], source: str, target: str) -> Sequence[tuple[str, str]]:
+        if via in (source, target):
+            return translate(lines, source, target)
+        for pair in (f"{source}-{via}", f"{via}-{target}"):
+            if pair not in served:
+                raise ExportError(f"pivot {via!r}: {pair} is not among the model's pairs")
+        middle = translate(lines, source, via)
+        ends = translate([text for text, _ in middle], via, target)
+        return [
+            (text, "length" if first == "length" else reason)
+            for (_, first), (text, reason) in zip(middle, ends, strict=True)
+        ]
+
+    return run
 
 
 def evaluate_text(

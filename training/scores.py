@@ -12,12 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from training.corpus import read_lines
 from training.errors import CorpusError
+
+if TYPE_CHECKING:
+    from training.behaviour import Behaviour
 
 _FILE = re.compile(r"(?P<name>.+?)\.(?P<language>[a-z]{2,3})(\.gz)?$")
 _TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}  # sacreBLEU's; 13a for all others
@@ -49,6 +53,7 @@ class Scores:
     chrf_signature: str
     cut: float  # outputs that hit the length limit
     looping: float  # outputs that hold one 4-gram four times or more
+    behaviour: Behaviour | None = None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -110,10 +110,13 @@ def test_evaluate(
     out = tmp_path / "out"
     assert main("evaluate", model, tmp_path / "sets", "--pairs", "en-de", "--limit", 1,
                 "--out", out, "--batch", 2) == 0  # fmt: skip
-    assert "en-de" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| mini_en-de | en-de | 1 |" in told and "| runaway |" in told
     assert len((out / "mini_en-de.en-de.hyp").read_text().splitlines()) == 1
     scores = cli.read_scores(out / "results.json")
     assert {score.metric for score in scores} == {"BLEU", "chrF"}
+    [row] = json.loads((out / "results.json").read_text())["rows"]
+    assert 0 <= row["behaviour"]["copied"] <= 1
     assert all(score.signature for score in scores)
     with pytest.raises(ExportError, match="en-xx"):
         main("evaluate", model, tmp_path / "sets", "--pairs", "en-xx")

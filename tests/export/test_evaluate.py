@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from export.evaluate import (
     evaluate,
     evaluate_text,
     open_translator,
+    pivoted,
     translate_lines,
 )
 from export.likelihood import measure_of, table
@@ -44,6 +46,21 @@ def test_bleu_folds_case_when_asked_to() -> None:
     [cased], [folded] = (evaluate(translate, [test], lowercase=fold) for fold in (False, True))
     assert cased.bleu < folded.bleu == pytest.approx(100)
     assert "case:lc" in folded.bleu_signature and cased.chrf == folded.chrf
+
+
+def test_a_pivot_is_two_translations() -> None:
+    asked = []
+
+    def translate(lines: Sequence[str], source: str, target: str) -> list[Result]:
+        asked.append((source, target))
+        return [Result(f"{line} {target}", "length" if line == "b" else "stop") for line in lines]
+
+    through = pivoted(translate, "en", {"de-en", "en-zh", "zh-en"})
+    assert through(["a", "b"], "de", "zh") == [("a en zh", "stop"), ("b en zh", "length")]
+    assert through(["a"], "zh", "en") == [("a en", "stop")]
+    assert asked == [("de", "en"), ("en", "zh"), ("zh", "en")]
+    with pytest.raises(ExportError, match="pivot 'en': en-de is not"):
+        through(["a"], "zh", "de")
 
 
 def test_a_line_that_does_not_fit_is_counted_not_fatal(fp32_bundle: Bundle) -> None:
