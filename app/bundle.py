@@ -136,6 +136,7 @@ class Manifest(Part):
     templates: dict[TemplateName, tuple[str, ...]]
     languages: dict[Code, str]
     pairs: tuple[Pair, ...]
+    via: dict[str, Code] = {}  # "de-zh": the language through which that is translated better
     limits: Limits
     scores: tuple[ScoreEntry, ...] = ()
     provenance: Provenance = Provenance()
@@ -295,6 +296,18 @@ def _check_tokens(manifest: Manifest) -> None:
                 raise _fail("pairs", f"{source}-{target}: unknown language {code!r}")
     if manifest.pairs and "translate" not in manifest.templates:
         raise _fail("templates.translate", "missing, but pairs are served")
+    _check_via(manifest)
+
+
+def _check_via(manifest: Manifest) -> None:
+    pairs = {f"{source}-{target}": (source, target) for source, target in manifest.pairs}
+    for pair, code in manifest.via.items():
+        if pair not in pairs:
+            raise _fail(f"via.{pair}", "is not one of pairs")
+        source, target = pairs[pair]
+        for leg in (f"{source}-{code}", f"{code}-{target}"):
+            if leg not in pairs or leg in manifest.via:
+                raise _fail(f"via.{pair}", f"{leg} is not translated directly")
 
 
 def _check_golden(manifest: Manifest) -> None:

@@ -59,6 +59,7 @@ def export_bundle(
     kv_cache: KVCache = "int8",
     name: str | None = None,
     scores: Sequence[ScoreEntry] = (),
+    via: Mapping[str, str] | None = None,
     force: bool = False,
     verify: bool = True,
     oracles: bool = True,
@@ -71,6 +72,7 @@ def export_bundle(
     With a `shortlist` (`gpt2-mt train shortlist` makes it) its server can use one.
     `activations` (int8): `static` rounds the input of every product with one scale where that is
     good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
+    `via` says through which language a pair ("de-zh") is translated, where not directly.
     Without `oracles` the bundle is verified against its own fp32 alone. Raises CheckpointError,
     TargetExists and VerificationFailed.
     """
@@ -99,7 +101,9 @@ def export_bundle(
             int8_cache=bool(cache),
             shortlist=shortlist,
         )
-        manifest = bundle.manifest.model_copy(update={"golden": golden_of(bundle)})
+        manifest = bundle.manifest.model_copy(
+            update={"golden": golden_of(bundle), "via": dict(via or {})}
+        )
         if verify:
             facts = verify_bundle(
                 source, bundle, reference or bundle, testset=testset, texts=texts, oracles=oracles
@@ -184,9 +188,7 @@ def build_model(
         weights = FloatWeights(tensors)
     half = precision == "fp16"
     names = listing_names(precision) if listing else None
-    return build_graph(
-        tensors, source.dimensions, weights, half=half, cache=cache, listing=names
-    )
+    return build_graph(tensors, source.dimensions, weights, half=half, cache=cache, listing=names)
 
 
 def restore_checkpoint(
@@ -234,6 +236,7 @@ def convert_bundle(
     if shortlist is None and precision != "fp16":
         shortlist = opened.shortlist_path
     options["shortlist"] = shortlist
+    options["via"] = options.get("via") or opened.manifest.via
     with tempfile.TemporaryDirectory() as spare:
         source = restore_checkpoint(opened, Path(spare) / "checkpoint").path
         return export_bundle(

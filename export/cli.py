@@ -69,6 +69,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "(default: a few built-in sentences)")  # fmt: skip
     add("--scores", metavar="FILE", type=Path,
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
+    add("--pivoted", metavar="FILE", type=Path,
+        help="results.json of `gpt2-mt evaluate --pivot LANGUAGE`: pairs that score better there "
+        "than in --scores are translated through that language")  # fmt: skip
     add("--shortlist", metavar="FILE", type=Path,
         help="of `gpt2-mt train shortlist`: lets a server translate with it")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
@@ -113,7 +116,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
     add("--shortlist", action="store_true", help="use the bundle's shortlist")
     add("--pivot", metavar="LANGUAGE",
-        help="translate through this language where it is neither source nor target")  # fmt: skip
+        help="translate through this language where it is neither source nor target; none: "
+        "directly (default: as the bundle says)")  # fmt: skip
     add("--out", type=Path, help="folder for hypotheses and results.json")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -134,6 +138,7 @@ def run_export(args: argparse.Namespace) -> int:
         kv_cache=args.kv_cache,
         name=args.name,
         scores=read_scores(args.scores) if args.scores else (),
+        via=_via(args),
         force=args.force,
         testset=args.testset,
         texts=read_texts(args.text) if args.text else (),
@@ -144,6 +149,17 @@ def run_export(args: argparse.Namespace) -> int:
     for key, value in bundle.manifest.verification.items():
         _say(f"  {key}: {value}")
     return 0
+
+
+def _via(args: argparse.Namespace) -> dict[str, str]:
+    if args.pivoted is None:
+        return {}
+    from export.errors import ExportError
+    from export.evaluate import better_through
+
+    if args.scores is None:
+        raise ExportError("--pivoted is compared with --scores, which is missing")
+    return better_through(args.scores, args.pivoted)
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -165,7 +181,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, evaluate_text, open_translator, pivoted, select
+    from export.evaluate import evaluate, evaluate_text, open_translator, routed, select, ways
     from export.likelihood import table as text_table
     from training.behaviour import table as behaviour_table
     from training.scores import table
@@ -177,8 +193,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         with opened as translate:
             rows = evaluate(
-                pivoted(translate, args.pivot, served) if args.pivot else translate,
-                tests, lowercase=args.lowercase, out=args.out, progress=_progress,
+                routed(translate, ways(args.model, served, args.pivot)), tests, pivot=args.pivot,
+                lowercase=args.lowercase, out=args.out, progress=_progress,
             )  # fmt: skip
         _say(table(rows) + "\n")
         seen = ((r.set, r.source, r.target, r.behaviour) for r in rows)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from app.engine.engine import Engine
@@ -169,12 +169,13 @@ def evaluate(
     tests: Iterable[TestSet],
     *,
     lowercase: bool = False,
+    pivot: str | None = None,
     out: Path | None = None,
     progress: Callable[[Scores, float], None] = lambda scores, seconds: None,
 ) -> list[Scores]:
     """Translate and score every test set; hypotheses and results.json go to `out`.
 
-    `lowercase` folds case in BLEU.
+    `lowercase` folds case in BLEU, `pivot` is recorded.
     """
     from training.behaviour import observe
     from training.rules import Identifier
@@ -190,27 +191,69 @@ def evaluate(
         progress(rows[-1], time.monotonic() - begin)
         if out is not None:
             _write_hypotheses(out, test, results)
-            _write_results(out, rows)
+            _write_results(out, rows, pivot)
     return rows
 
 
-def pivoted(translate: Translate, via: str, served: Collection[str]) -> Translate:
-    """Translation in two steps, through a third language; directly from or into that one."""
+def routed(translate: Translate, via: Mapping[str, str]) -> Translate:
+    """The pairs ("de-zh") in `via` in two steps, through the language named there."""
 
     def run(lines: Sequence[str], source: str, target: str) -> Sequence[tuple[str, str]]:
-        if via in (source, target):
+        through = via.get(f"{source}-{target}")
+        if through is None:
             return translate(lines, source, target)
-        for pair in (f"{source}-{via}", f"{via}-{target}"):
-            if pair not in served:
-                raise ExportError(f"pivot {via!r}: {pair} is not among the model's pairs")
-        middle = translate(lines, source, via)
-        ends = translate([text for text, _ in middle], via, target)
+        middle = translate(lines, source, through)
+        ends = translate([text for text, _ in middle], through, target)
         return [
             (text, "length" if first == "length" else reason)
             for (_, first), (text, reason) in zip(middle, ends, strict=True)
         ]
 
     return run
+
+
+def ways(model: Path, served: Collection[str], pivot: str | None) -> dict[str, str]:
+    """Which pairs go through which language: those of the bundle, or, where they can, all
+    through `pivot`; none for "none"."""
+    if pivot == "none":
+        return {}
+    if pivot is None:
+        known = (model / MANIFEST).is_file()
+        return dict(Bundle.open(model).manifest.via) if known else {}
+    found = {}
+    for pair in served:
+        source, target = pair.split("-", 1)
+        if {f"{source}-{pivot}", f"{pivot}-{target}"} <= set(served):
+            found[pair] = pivot
+    if not found:
+        raise ExportError(f"--pivot {pivot}: no pair of {sorted(served)} can go through it")
+    return found
+
+
+def better_through(direct: Path, through: Path) -> dict[str, str]:
+    """From two results.json, the second of `evaluate --pivot`: the pairs whose mean BLEU over the
+    sets of both is higher through the other language, and that language."""
+    one, two = (_read_results(path) for path in (direct, through))
+    if not (pivot := two["pivot"]):
+        raise ExportError(f"{str(through)!r} is not of `evaluate --pivot LANGUAGE`")
+    bleu: dict[str, list[tuple[float, float]]] = {}
+    former = {(r["set"], r["source"], r["target"]): r["bleu"] for r in one["rows"]}
+    for row in two["rows"]:
+        key = row["set"], row["source"], row["target"]
+        if key in former and pivot not in key[1:]:
+            bleu.setdefault(f"{key[1]}-{key[2]}", []).append((former[key], row["bleu"]))
+    return {
+        pair: pivot for pair, found in sorted(bleu.items())
+        if sum(b for _, b in found) > sum(a for a, _ in found)
+    }  # fmt: skip
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {"pivot": data.get("pivot"), "rows": [*data["rows"]]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
 
 
 def evaluate_text(
@@ -308,8 +351,9 @@ def _write_hypotheses(out: Path, test: TestSet, results: Sequence[tuple[str, str
     (out / f"{test.name}.{test.source}-{test.target}.hyp").write_text(text, encoding="utf-8")
 
 
-def _write_results(out: Path, rows: Sequence[Scores]) -> None:
+def _write_results(out: Path, rows: Sequence[Scores], pivot: str | None) -> None:
     data: dict[str, object] = {
+        "pivot": pivot,
         "scores": [entry.model_dump() for row in rows for entry in entries(row)],
         "rows": [row.as_dict() for row in rows],
     }

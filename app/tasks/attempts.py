@@ -34,12 +34,23 @@ _STOPS = ".!?。！？…"
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`parts` are literal text and what goes to the model, in turn; `text` explains both."""
+    """`parts` are literal text and what goes to the model, in turn; `text` explains both.
+
+    A piece that goes through another language has two legs: of the second, `middle` goes to the
+    model, what the first has made of those parts.
+    """
 
     piece: int
     text: Protected
     parts: tuple[str | Masked, ...]
     method: Method
+    leg: int = 0
+    middle: tuple[str, ...] = ()
+    cut: bool = False  # the first leg was
+
+    def sent(self) -> list[str]:
+        """Texts for the model."""
+        return list(self.middle) or [part.text for part in self.parts if isinstance(part, Masked)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +125,47 @@ class Attempts:
         return Attempt(i, piece.text, tuple(parts), "segments")
 
     def requests(self, attempt: Attempt, piece: Piece, beam: Beam | None) -> list[Request]:
+        """Of the attempt's leg; the search by beam and what the output begins with are the last's.
+        """
         requests: list[Request] = []
-        for part in attempt.parts:
-            if isinstance(part, Masked):
-                ids = self._tokenizer.encode(part.text, param=piece.param)
-                prompt = self._tokenizer.translation_prompt(*piece.languages, ids)
-                forced = piece.forced if not requests else ()
-                # a weak model goes on from a part of a sentence, and what loops is not worth more
-                free = 3 * len(ids) + 32 if attempt.method == "first" else 2 * len(ids) + 8
-                room = min(free + len(forced), self._limits.context - len(prompt))
-                listed = self._shortlist
-                among = listed.candidates(*piece.languages, ids) if listed else None
-                requests.append(
-                    Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING,
-                            forced=forced, beam=beam, candidates=among)  # fmt: skip
-                )
+        languages, last = piece.legs[attempt.leg], not self.goes_on(attempt, piece)
+        for text in attempt.sent():
+            ids = self._tokenizer.encode(text, param=piece.param)
+            prompt = self._tokenizer.translation_prompt(*languages, ids)
+            forced = piece.forced if last and not requests else ()
+            # a weak model goes on from a part of a sentence, and what loops is not worth more
+            free = 3 * len(ids) + 32 if attempt.method == "first" else 2 * len(ids) + 8
+            room = min(free + len(forced), self._limits.context - len(prompt))
+            listed = self._shortlist
+            among = listed.candidates(*languages, ids) if listed else None
+            requests.append(
+                Request(prompt, room, unheard, self._tokenizer.end_ids, SAMPLING, forced=forced,
+                        beam=beam if last else None, candidates=among)  # fmt: skip
+            )
         return requests
+
+    def goes_on(self, attempt: Attempt, piece: Piece) -> bool:
+        """Whether another leg follows."""
+        return attempt.leg + 1 < len(piece.legs)
+
+    def onward(
+        self, attempt: Attempt, piece: Piece, told: Sequence[tuple[Sequence[Token], Finished]]
+    ) -> Attempt:
+        """The next leg from what the last has brought, as far as there is room for it."""
+        most = (self._limits.context - self._tokenizer.overhead("translate")) // 2
+        middle, cut = [], attempt.cut
+        for text, (tokens, end) in zip(attempt.sent(), told, strict=True):
+            ids = [token.id for token in tokens]
+            cut = cut or end.reason == "length" or len(ids) > most
+            found = self._output(attempt, text, ids[:most])
+            middle.append(found or text)
+        return replace(attempt, leg=attempt.leg + 1, middle=tuple(middle), cut=cut)
+
+    def _output(self, attempt: Attempt, sent: str, ids: Sequence[int]) -> str:
+        text = public(self._tokenizer.decode(ids)).strip()
+        if attempt.method == "segments" and sent[-1:] not in _STOPS:
+            return text.rstrip(_STOPS)
+        return text
 
     def candidates(
         self, attempt: Attempt, piece: Piece, told: Sequence[tuple[Sequence[Token], Finished]]
@@ -138,13 +174,14 @@ class Attempts:
         if len(told) == 1 and told[0][1].hypotheses:
             (_, end), = told
             return [
-                self._candidate(attempt, piece, [(h.ids, h.logprobs)], h.reason == "length")
+                self._candidate(
+                    attempt, piece, [(h.ids, h.logprobs)], attempt.cut or h.reason == "length"
+                )
                 for h in end.hypotheses
             ]
         ran = [([t.id for t in tokens], [t.logprob for t in tokens]) for tokens, _ in told]
-        return [
-            self._candidate(attempt, piece, ran, any(end.reason == "length" for _, end in told))
-        ]
+        cut = attempt.cut or any(end.reason == "length" for _, end in told)
+        return [self._candidate(attempt, piece, ran, cut)]
 
     def _candidate(
         self,
@@ -153,16 +190,14 @@ class Attempts:
         told: Sequence[tuple[Sequence[int], Sequence[float]]],
         cut: bool,
     ) -> Candidate:
-        outputs = iter(told)
+        outputs = zip(attempt.sent(), told, strict=True)
         parts: list[str] = []
         for part in attempt.parts:
             if isinstance(part, str):
                 parts.append(part)
                 continue
-            text = public(self._tokenizer.decode(next(outputs)[0])).strip()
-            if attempt.method == "segments" and part.text[-1:] not in _STOPS:
-                text = text.rstrip(_STOPS)
-            parts.append(unmask(part, text).text)
+            sent, (ids, _) = next(outputs)
+            parts.append(unmask(part, self._output(attempt, sent, ids)).text)
         logprobs = [value for _, values in told for value in values]
         score = sum(logprobs) / len(logprobs) if logprobs else None
         found = Candidate(attempt.text, "".join(parts), attempt.method, score,

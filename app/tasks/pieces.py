@@ -30,6 +30,13 @@ class Piece:
     tokens: int
     forced: tuple[int, ...] = ()
     glossary: Glossary = Glossary()
+    via: str | None = None  # a language that it is translated to first
+
+    @property
+    def legs(self) -> tuple[tuple[str, str], ...]:
+        """The translations that it takes, one after the other."""
+        source, target = self.languages
+        return ((source, self.via), (self.via, target)) if self.via else (self.languages,)
 
     @cached_property
     def bare(self) -> str:

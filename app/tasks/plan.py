@@ -81,6 +81,7 @@ class Planner:
         self._offered = offered(manifest.languages)
         self._variants = variants(manifest.languages)
         self._pairs = frozenset(manifest.pairs)
+        self._via = manifest.via
         self._scripts = scripts_of(manifest.languages)
         self._limits = limits
 
@@ -278,9 +279,9 @@ class Planner:
             forced = () if plan.pieces else plan.prefix
             own = Protected(convert(piece), text.spans)
             tokens = self._tokenizer.count(bare(own, own.text))
-            plan.pieces.append(
-                Piece(own, param, (source, plan.language), tokens, forced, glossary)
-            )
+            languages = source, plan.language
+            via = self._via.get(f"{source}-{plan.language}")
+            plan.pieces.append(Piece(own, param, languages, tokens, forced, glossary, via))
             if len(plan.pieces) > most:
                 raise TooLong(
                     f"{param} has more than {most} sentences and lines in all", param=param

@@ -30,14 +30,25 @@ class _Work:
     """An attempt on the engine: what each of its requests has told, and their ends."""
 
     attempt: Attempt
+    beam: Beam | None
+    retry: bool  # not a first attempt
     first: int  # number of its first request in the job
     told: list[list[Token]]
+    before: Timing = ZERO  # of the legs that have ended
     ends: dict[int, Finished] = field(default_factory=dict)
     made: Made | None = None
 
     @property
     def ended(self) -> bool:
         return len(self.ends) == len(self.told)
+
+    @property
+    def brought(self) -> list[tuple[list[Token], Finished]]:
+        return [(tokens, self.ends[k]) for k, tokens in enumerate(self.told)]
+
+    @property
+    def timing(self) -> Timing:
+        return _sum(self.before, slowest([end.timing for end in self.ends.values()]))
 
 
 @dataclass(slots=True)
@@ -87,9 +98,12 @@ class Rounds:
         self.first: list[Candidate | None] = [None] * len(pieces)
         self._ends = 0  # of first attempts' requests
         first = [attempts.first(i, piece) for i, piece in enumerate(pieces)]
-        works = self._works(first, self._beams(first))
+        works = self._works(first, self._beams(first), False)
         self._courses = [_Course([work]) for work in works]
-        self._total = len(self._requests)
+        self._batch = len(self._requests) > INTERACTIVE
+        self._total = sum(
+            len(work.told) * len(piece.legs) for work, piece in zip(works, pieces, strict=True)
+        )
         self._job = Job(engine, self._requests, deadline, tokens=hear is not None)
 
     @property
@@ -117,6 +131,7 @@ class Rounds:
         ended, self._idle = self._idle, []
         if not ended:
             ended = self._read(await self._job.arrived())
+        ended = self._onward(ended)
         await self._judge(ended)
         for i in dict.fromkeys(work.attempt.piece for work in ended):
             course = self._courses[i]
@@ -132,25 +147,46 @@ class Rounds:
         """The works that have ended."""
         ended = []
         for i, event in events:
-            work, first = self._owners[i], i < self._total
+            work = self._owners[i]
             if isinstance(event, Token):
                 work.told[i - work.first].append(event)
-                if self._hear and first:
+                if self._hear and not work.retry and not self._goes_on(work):
                     self._hear(work.attempt.piece, event)
                 continue
             work.ends[i - work.first] = checked(event)
-            self._ends += first
-            if self._progress and first:
-                self._progress(self._ends, self._total)
+            if not work.retry:
+                self._ends += 1
+                if self._progress:
+                    self._progress(self._ends, self._total)
             if work.ended:
                 ended.append(work)
-                self._retrying -= not first
+                self._retrying -= work.retry
         return ended
+
+    def _goes_on(self, work: _Work) -> bool:
+        return self._attempts.goes_on(work.attempt, self._pieces[work.attempt.piece])
+
+    def _onward(self, ended: Sequence[_Work]) -> list[_Work]:
+        """Those of the works that have ended for good; the others' next legs are submitted."""
+        final, begin = [], len(self._requests)
+        for work in ended:
+            if not work.told or not self._goes_on(work):
+                final.append(work)
+                continue
+            i = work.attempt.piece
+            attempt = self._attempts.onward(work.attempt, self._pieces[i], work.brought)
+            [new] = self._works([attempt], [work.beam], work.retry)
+            new.before = work.timing
+            self._retrying += work.retry
+            works = self._courses[i].works
+            works[works.index(work)] = new
+        self._submit(self._requests[begin:])
+        return final
 
     async def _judge(self, ended: Sequence[_Work]) -> None:
         def judge() -> None:
             for work in ended:
-                told = [(tokens, work.ends[k]) for k, tokens in enumerate(work.told)]
+                told = work.brought
                 made = self._attempts.candidates(
                     work.attempt, self._pieces[work.attempt.piece], told
                 )
@@ -164,8 +200,7 @@ class Rounds:
     def _take(self, i: int, course: _Course) -> None:
         """Of a piece whose works have all ended the best of what they made."""
         made = [work.made for work in course.works if work.made]
-        timings = [end.timing for work in course.works for end in work.ends.values()]
-        course.timing = _sum(course.timing, slowest(timings))
+        course.timing = _sum(course.timing, slowest([work.timing for work in course.works]))
         parted = course.works[0].attempt.method == "segments"
         course.works = []
         if course.found is None:
@@ -216,7 +251,7 @@ class Rounds:
             attempts += new
             beams += [beam if by_beam and self._size > 1 else None] * len(new)
         begin = len(self._requests)
-        works = self._works(attempts, beams)
+        works = self._works(attempts, beams, True)
         self._submit(self._requests[begin:])
         self._retrying = sum(bool(work.told) for work in works)
         for work in works:
@@ -225,11 +260,13 @@ class Rounds:
             if not self._courses[i].works:
                 self._decide(i)
 
-    def _works(self, attempts: Sequence[Attempt], beams: Sequence[Beam | None]) -> list[_Work]:
+    def _works(
+        self, attempts: Sequence[Attempt], beams: Sequence[Beam | None], retry: bool
+    ) -> list[_Work]:
         works = []
         for attempt, beam in zip(attempts, beams, strict=True):
             new = self._attempts.requests(attempt, self._pieces[attempt.piece], beam)
-            work = _Work(attempt, len(self._requests), [[] for _ in new])
+            work = _Work(attempt, beam, retry, len(self._requests), [[] for _ in new])
             works.append(work)
             if not new:
                 self._idle.append(work)
@@ -238,7 +275,7 @@ class Rounds:
         return works
 
     def _submit(self, requests: Sequence[Request]) -> None:
-        if self._total > INTERACTIVE:
+        if self._batch:
             requests = [replace(request, batch=True) for request in requests]
         self._job.add(requests)
 

@@ -127,6 +127,8 @@ def test_opens(folder: Path) -> None:
             "tokens.languages.en",
         ),
         (lambda m: m.update(pairs=[["en", "fr"]]), "pairs"),
+        (lambda m: m.update(via={"de-en": "en"}), "via.de-en"),
+        (lambda m: m.update(via={"en-de": "fr"}), "via.en-de"),
         (lambda m: m["templates"].pop("translate"), "templates.translate"),
         (lambda m: m["templates"].update(generate=["<|end|>", "{text}"]), "templates.generate"),
         (lambda m: m["templates"].update(generate=["<|endoftext|>"]), "templates.generate"),

@@ -126,6 +126,16 @@ def test_restored_int8_loads_with_transformers_and_answers_as_the_bundle(
     assert json.loads((tmp_path / "c" / "meta.json").read_text())["restored_from"]
 
 
+def test_ways_through_a_language_stay_in_another_precision(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    via = {"de-fr": "en"}
+    one = export_bundle(random_checkpoint, tmp_path / "one", precision="fp32", via=via,
+                        verify=False)  # fmt: skip
+    two = convert_bundle(one, tmp_path / "two", precision="int4", verify=False)
+    assert one.manifest.via == two.manifest.via == via
+
+
 def test_a_bundle_in_another_precision_has_the_same_weights(
     int8_bundle: Bundle, random_checkpoint: Path, tmp_path: Path
 ) -> None:

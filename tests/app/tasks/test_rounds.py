@@ -35,6 +35,7 @@ class Script:
         self._answer = answer
         self._full = full
         self.rounds: list[list[str]] = []
+        self.requests: list[Request] = []
         self.calls = 0
 
     def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Any]:
@@ -42,6 +43,7 @@ class Script:
         if self.calls in self._full and not begun:
             raise QueueFull("full")
         self.rounds.append([self._tokenizer.decode(r.prompt) for r in requests])
+        self.requests += requests
         for request, text in zip(requests, self.rounds[-1], strict=True):
             output = self._answer(text, request.beam is not None)
             ids = self._tokenizer.encode(output, param="text")[: request.max_tokens]
@@ -60,10 +62,10 @@ class Bench:
         tokenizer = TextTokenizer.of(service.bundle)
         self.engine = Script(tokenizer, answer, more.pop("full", ()))
         limits: TaskLimits = replace(service.limits, slots=more.pop("slots", 8))
+        manifest = service.bundle.manifest.model_copy(update={"via": more.pop("via", {})})
         self.translator = Translator(
-            self.engine, tokenizer, service.detector, service.bundle.manifest, limits,
-            self.metrics, **more,
-        )  # fmt: skip
+            self.engine, tokenizer, service.detector, manifest, limits, self.metrics, **more
+        )
 
     def run(self, text: str | list[str], target: str = "de", **options: Any) -> list[Translation]:
         work = self.translator.run(
