@@ -124,6 +124,8 @@ def _add_teach(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
                         "direction's first language)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the translations")
     parser.add_argument("--beam", type=int, default=1, help="hypotheses at a time (1: greedy)")
+    parser.add_argument("--minutes", type=float, default=0.0,
+                        help="stop at this time with a sample of the texts (default: all of them)")
     _add_tests(parser, "whose sentences must not be translated")
     _add_machine(parser)
     parser.set_defaults(run=train_teach)
@@ -136,11 +138,12 @@ def train_teach(arguments: argparse.Namespace) -> int:
 
     _set_threads(arguments.threads)
     config = TranslateConfig(str(arguments.checkpoint), arguments.direction,
-                             tuple(arguments.sources), beam=arguments.beam)  # fmt: skip
+                             tuple(arguments.sources), beam=arguments.beam,
+                             minutes=arguments.minutes)  # fmt: skip
     counts = teach(
         arguments.checkpoint, texts_to_translate(config, arguments.corpus), config.direction,
         arguments.out, config.beam, LeakCheck.of_folders(arguments.tests),
-        find_device(arguments.device), not arguments.quiet,
+        find_device(arguments.device), not arguments.quiet, config.minutes,
     )  # fmt: skip
     for file, tally in counts.items():
         left = "".join(f", {n} {reason}" for reason, n in sorted(tally.items()) if reason != "kept")

@@ -138,7 +138,7 @@ class Runner:
             teach(
                 self.checkpoint(config.teacher), sources_of(stage, where.corpus), config.direction,
                 folder, config.beam, LeakCheck.of_folders(where.tests), find_device(where.device),
-                view.live,
+                view.live, config.minutes,
             )  # fmt: skip
         else:
             start(

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,13 +40,15 @@ FORMAT = 1
 @dataclass(frozen=True)
 class TranslateConfig:
     """`sources` are globs over the corpus's sources; their side in the direction's first language
-    is translated. `list` is as in DataConfig."""
+    is translated. `list` is as in DataConfig. `minutes` bounds it by the clock (0: all texts are
+    translated): each file gets its share and holds a sample, drawn evenly from its texts."""
 
     teacher: str
     direction: str
     sources: tuple[str, ...]
     list: str = ""
     beam: int = 1
+    minutes: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]{2,3}-[a-z]{2,3}", self.direction):
@@ -51,6 +56,7 @@ class TranslateConfig:
         if not self.sources:
             raise ConfigError("sources is empty: name at least one, as in ['*']")
         require("positive", self, ("beam",))
+        require("0 or more", self, ("minutes",))
 
     @property
     def languages(self) -> tuple[str, str]:
@@ -79,10 +85,12 @@ def texts_to_translate(config: TranslateConfig, corpus: Path) -> list[Source]:
 def teach(
     checkpoint: Path, sources: Sequence[Source], direction: str, out: Path, beam: int = 1,
     leaks: LeakCheck | None = None, device: torch.device | None = None, progress: bool = True,
+    minutes: float = 0.0,
 ) -> dict[str, Counter[str]]:  # fmt: skip
     """Write one file a source name into `out`; returns what was kept and left out, by file.
 
-    A text is translated once, whatever the number of sources it is in. Raises CheckpointError for
+    A text is translated once, whatever the number of sources it is in. With `minutes` a stage that
+    was stopped has them anew for what is left. Raises CheckpointError for
     a teacher that does not know the direction, SaveError when the disk takes no more.
     """
     language, target = direction.split("-")
@@ -96,10 +104,13 @@ def teach(
         raise CorpusError(f"nothing in {language} to translate into {target}")
     translator: Translator | None = None
     counts = {}
+    end, left = time.monotonic() + 60 * minutes, sum(map(len, by_name.values()))
     for name, texts in sorted(by_name.items()):
         file = out / f"{name.replace('/', '_')}.{language}-to-{target}.tsv.gz"
-        mark = digest(FORMAT, teacher.digest, teacher.mask, beam, direction, texts)
+        bound = [minutes] if minutes else []
+        mark = digest(FORMAT, teacher.digest, teacher.mask, beam, direction, texts, *bound)
         done = _report(file, mark)
+        share, left = len(texts) / left, left - len(texts)
         if done is None:
             if translator is None:
                 translator = checkpoint_translator(
@@ -107,7 +118,12 @@ def teach(
                 )
             with saving(file):
                 out.mkdir(parents=True, exist_ok=True)
-                done = _write(file, texts, translator, (language, target), mark, progress)
+                until = math.inf
+                if minutes:
+                    random.Random(mark).shuffle(texts)
+                    now = time.monotonic()
+                    until = now + share * (end - now)
+                done = _write(file, texts, translator, (language, target), mark, progress, until)
         counts[file.name] = done
     return counts
 
@@ -165,8 +181,9 @@ def _beside(file: Path) -> Path:
 
 def _write(
     file: Path, texts: Sequence[str], translator: Translator, direction: tuple[str, str],
-    mark: str, progress: bool,
+    mark: str, progress: bool, until: float,
 ) -> Counter[str]:  # fmt: skip
+    """Block by block, one at least; no other is begun at monotonic time `until`."""
     partial = file.with_name(file.name + ".partial")
     blocks = _finished(partial, mark)
     with (
@@ -175,12 +192,15 @@ def _write(
              desc=file.name, disable=not progress, leave=None) as bar,
     ):  # fmt: skip
         for start in range(len(blocks) * BLOCK, len(texts), BLOCK):
+            if blocks and time.monotonic() >= until:
+                break
             block = texts[start : start + BLOCK]
             blocks.append(_translated(block, translator, direction))
             kept.write(json.dumps(blocks[-1], ensure_ascii=False) + "\n")
             kept.flush()
             bar.update(len(block))
-    counts: Counter[str] = Counter()
+    reached = min(len(blocks) * BLOCK, len(texts))
+    counts = +Counter({"not reached": len(texts) - reached})
     whole = file.with_name(file.name + ".whole")
     with whole.open("wb") as raw:
         with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:  # the same bytes at any time

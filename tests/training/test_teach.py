@@ -134,6 +134,27 @@ def test_what_cannot_be_used_is_left_out_and_counted(
     assert counts == {file.name: {"kept": 2, "cut": 1, "empty": 1, "too long": 1}}
 
 
+def test_a_teacher_bounded_by_the_clock_takes_a_sample(
+    tmp_path: Path, checkpoint: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teach, "BLOCK", 8)
+    seconds = iter(range(0, 10_000, 10))  # each look at the clock is ten later
+    monkeypatch.setattr(teach.time, "monotonic", lambda: next(seconds))
+    whole = teach.teach(checkpoint, sources, "en-de", tmp_path / "whole", progress=False)
+    part = teach.teach(checkpoint, sources, "en-de", tmp_path / "part", progress=False,
+                       minutes=1.0)  # fmt: skip
+    for name, counts in part.items():
+        kept, known = ({tuple(row) for row in rows(tmp_path / at / name)}
+                       for at in ("part", "whole"))  # fmt: skip
+        assert kept < known and 0 < counts["not reached"] < whole[name].total()
+        assert counts.total() == whole[name].total()
+        texts = [row[0] for row in rows(tmp_path / "whole" / name)]
+        assert [row[0] for row in rows(tmp_path / "part" / name)] != texts[: len(kept)]
+    again = teach.teach(checkpoint, sources, "en-de", tmp_path / "part", progress=False,
+                        minutes=1.0)  # fmt: skip
+    assert again == part
+
+
 def test_a_stopped_teacher_goes_on(
     tmp_path: Path, checkpoint: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
