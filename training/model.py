@@ -8,6 +8,7 @@ a loss on a part of the positions pays for that part only. The attention mask is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -111,10 +112,16 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 def preset(name: str, vocabulary: int, **overrides: float) -> ModelConfig:
-    """A `ModelConfig` by name; raises ConfigError that lists the names there are."""
-    if name not in PRESETS:
-        raise ConfigError(f"model = {name!r}: unknown preset; there are {', '.join(PRESETS)}")
-    return ModelConfig(vocabulary=vocabulary, **{**PRESETS[name], **overrides})  # type: ignore[arg-type]
+    """A `ModelConfig` by name, or as `LAYERSxWIDTH/HEADS` with a context of 512; raises
+    ConfigError that lists the names there are."""
+    values = PRESETS.get(name)
+    if shape := re.fullmatch(r"(\d+)x(\d+)/(\d+)", name):
+        layers, width, heads = map(int, shape.groups())
+        values = {"layers": layers, "width": width, "heads": heads, "context": 512}
+    if values is None:
+        raise ConfigError(f"model = {name!r}: unknown preset; there are {', '.join(PRESETS)}, "
+                          "and shapes as in '6x256/4', layers x width / heads")  # fmt: skip
+    return ModelConfig(vocabulary=vocabulary, **{**values, **overrides})  # type: ignore[arg-type]
 
 
 class Conv1D(nn.Module):

@@ -131,8 +131,15 @@ def test_presets_have_their_published_sizes(name: str, entries: int, count: int)
 def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
     for name in PRESETS:
         assert preset(name, 1000, dropout=0.1).dropout == 0.1
-    with pytest.raises(ConfigError, match="model = 'huge'.*117M"):
+    with pytest.raises(ConfigError, match="model = 'huge'.*117M.*6x256/4"):
         preset("huge", 1000)
+
+
+def test_a_shape_can_be_written_out() -> None:
+    assert preset("6x256/4", 1000) == preset("mini", 1000)
+    assert preset("4x320/5", 1000, context=64) == ModelConfig(1000, 4, 320, 5, 64)
+    with pytest.raises(ConfigError, match="model.width = 100 over model.heads = 3"):
+        preset("4x100/3", 1000)
 
 
 @pytest.mark.parametrize(
