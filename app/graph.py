@@ -47,7 +47,8 @@ class GraphSpec(Part):
     capacity, head_size), past and present in one buffer; logits (batch, vocabulary) float32;
     best_sums (batch,) float32, of each row the sum of exp(logit - largest). Graphs for GPUs choose
     as well: best_ids (batch,) int64, the id with the largest logit, the lowest of equals. An int8
-    cache has its scales in the graph.
+    cache has its scales in the graph. Products are made of `row_multiple` rows at a time: a run has
+    a multiple of them (batch * time, and of last_index), since one left over is added up otherwise.
     """
 
     ids: str = "input_ids"
@@ -63,4 +64,5 @@ class GraphSpec(Part):
     best_ids: str | None = None
     best_sums: str | None = None
     cache_dtype: CacheType = "float32"
+    row_multiple: Literal[1, 2] = 1
     listing: ListingSpec | None = None

@@ -39,10 +39,9 @@ from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import ExportError, TargetExists
 from export.graphs import CacheScale, FloatWeights, Weights, build_graph, listing_names
 from export.manifest import Precision, make_manifest
-from export.quantize import Activation, Int4Weights, Int8Weights, dequantise
+from export.quantize import Int4Weights, Int8Weights, dequantise
 from export.verify import greedy, sample_prompts, verify_bundle
 
-Activations = Literal["static", "token"]
 KVCache = Literal["int8", "float32"]
 GOLDEN_STEPS: Final = 12
 # Nats. Between AVX-512 VNNI and emulated AVX2 fp32 differed by 1e-6, int8 by nothing and int4 by
@@ -55,7 +54,6 @@ def export_bundle(
     target: str | Path,
     *,
     precision: Precision = "int8",
-    activations: Activations = "static",
     kv_cache: KVCache = "int8",
     name: str | None = None,
     scores: Sequence[ScoreEntry] = (),
@@ -70,8 +68,7 @@ def export_bundle(
     """Write the bundle of `checkpoint` at `target`; a bundle that fails verification is not.
 
     With a `shortlist` (`gpt2-mt train shortlist` makes it) its server can use one.
-    `activations` (int8): `static` rounds the input of every product with one scale where that is
-    good enough for the `texts`, `token` each row with its own. `kv_cache` is that of int8 and int4.
+    `kv_cache` is that of int8 and int4, calibrated on the `texts`.
     `via` says through which language a pair ("de-zh") is translated, where not directly.
     Without `oracles` the bundle is verified against its own fp32 alone. Raises CheckpointError,
     TargetExists and VerificationFailed.
@@ -80,20 +77,16 @@ def export_bundle(
     place = Path(target)
     if shortlist is not None and precision == "fp16":
         raise ExportError(f"--shortlist {str(shortlist)!r}: is for CPUs, not for fp16")
-    whole = precision in ("int8", "int4")
-    static = precision == "int8" and activations == "static"
-    calibrated = static or (whole and kv_cache == "int8")
+    calibrated = precision in ("int8", "int4") and kv_cache == "int8"
     with _replacing(place, force=force) as folder, tempfile.TemporaryDirectory() as spare:
         reference: Bundle | None = None
         if precision != "fp32" and (verify or calibrated):
             model = build_model(source, "fp32")
             reference = _write(source, model, Path(spare), precision="fp32", name="reference")
-        scales = calibrate(source, reference, texts) if reference and calibrated else None
-        products = scales.activations if scales and static else {}
-        cache = scales.cache if scales and kv_cache == "int8" else ()
+        cache = calibrate(source, reference, texts) if reference and calibrated else ()
         bundle = _write(
             source,
-            build_model(source, precision, products, cache, listing=shortlist is not None),
+            build_model(source, precision, cache, listing=shortlist is not None),
             folder,
             precision=precision,
             name=name or place.resolve().name,
@@ -108,8 +101,6 @@ def export_bundle(
             facts = verify_bundle(
                 source, bundle, reference or bundle, testset=testset, texts=texts, oracles=oracles
             )
-            if static:
-                facts["static_products"] = len(products)
             manifest = manifest.model_copy(update={"verification": facts})
         _write_manifest(folder, manifest)
     return Bundle.open(place)
@@ -171,19 +162,17 @@ def record_scores(bundle: Bundle, scores: Sequence[ScoreEntry]) -> Bundle:
 def build_model(
     source: Checkpoint,
     precision: Precision,
-    activations: Mapping[str, Activation] | None = None,
     cache: Sequence[CacheScale] = (),
     *,
     listing: bool = False,
 ) -> onnx.ModelProto:
-    """The graph of a precision; `activations` as in `export.quantize.Int8Weights`, `cache` and
-    `listing` as in `export.graphs.build_graph`."""
+    """The graph of a precision; `cache` and `listing` as in `export.graphs.build_graph`."""
     tensors = source.tensors
     weights: Weights
     if precision == "int8":
-        weights = Int8Weights(tensors, activations or {})
+        weights = Int8Weights(tensors, listing)
     elif precision == "int4":
-        weights = Int4Weights(tensors, {})
+        weights = Int4Weights(tensors, listing)
     else:
         weights = FloatWeights(tensors)
     half = precision == "fp16"

@@ -54,9 +54,6 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--restore", action="store_true", help="bundle -> checkpoint, dequantised")
     add("--precision", choices=_PRECISIONS, default="int8",
         help=f"{_PRECISION_HELP} (default: %(default)s)")  # fmt: skip
-    add("--activations", choices=("static", "token"), default="static",
-        help="int8's inputs: one scale for all, calibrated on --text, where that is good "
-        "enough; or each token with its own (default: %(default)s)")  # fmt: skip
     add("--kv-cache", choices=("int8", "float32"), default="int8",
         help="of int8 and int4: int8, calibrated on --text, takes a quarter of the memory "
         "(default: %(default)s)")  # fmt: skip
@@ -134,7 +131,6 @@ def run_export(args: argparse.Namespace) -> int:
         args.source,
         args.target,
         precision=args.precision,
-        activations=args.activations,
         kv_cache=args.kv_cache,
         name=args.name,
         scores=read_scores(args.scores) if args.scores else (),

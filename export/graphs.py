@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -84,7 +84,10 @@ class Graph:
 
 
 class Weights(Protocol):
-    """How the large matrices are stored and multiplied. Inputs are (rows, width)."""
+    """How the large matrices are stored and multiplied, so many rows at a time. Inputs are (rows,
+    width)."""
+
+    rows: Literal[1, 2]
 
     def embed(self, graph: Graph, ids: str) -> str:
         """Rows of the token embedding, (rows, width)."""
@@ -101,6 +104,8 @@ class Weights(Protocol):
 
 class FloatWeights:
     """fp32 and fp16: embedding and LM head are one initializer."""
+
+    rows: Literal[1, 2] = 1
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -284,7 +289,7 @@ def build_graph(
     """The whole model; `half`, for GPUs: activations and cache in float16, and the best ids;
     `cache`, one for each layer: an int8 cache; `listing`: it can compute chosen columns of the LM
     head."""
-    names = graph_names(half=half, int8_cache=bool(cache), listing=listing)
+    names = graph_names(half=half, int8_cache=bool(cache), multiple=weights.rows, listing=listing)
     graph = Graph(np.float16 if half else np.float32)
     logits = _Decoder(graph, tensors, weights, d, names, cache).build()
     if half:
@@ -333,12 +338,18 @@ def build_graph(
 
 
 def graph_names(
-    *, half: bool = False, int8_cache: bool = False, listing: ListingSpec | None = None
+    *,
+    half: bool = False,
+    int8_cache: bool = False,
+    multiple: Literal[1, 2] = 1,
+    listing: ListingSpec | None = None,
 ) -> GraphSpec:
     if half:
         return GraphSpec(cache_dtype="float16", best_ids="best_ids", best_sums="best_sums")
     cache: CacheType = "int8" if int8_cache else "float32"
-    return GraphSpec(cache_dtype=cache, best_sums="best_sums", listing=listing)
+    return GraphSpec(
+        cache_dtype=cache, row_multiple=multiple, best_sums="best_sums", listing=listing
+    )
 
 
 def listing_names(precision: str) -> ListingSpec:

@@ -81,6 +81,7 @@ def make_manifest(
         graph=graph_names(
             half=precision == "fp16",
             int8_cache=int8_cache,
+            multiple=2 if precision in ("int8", "int4") else 1,
             listing=listing_names(precision) if (folder / SHORTLIST).is_file() else None,
         ),
         tokens=special_ids(source.path / TOKENIZER, list(meta["languages"])),

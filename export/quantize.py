@@ -1,19 +1,17 @@
 """Int8 and int4 products: the same answer in any company, because no row's scale sees another row.
 
-Int8: activations are rounded to uint8 with one calibrated scale for the whole input (`Activation`),
-or, where calibration found none good enough, each row with its own (its absolute maximum); the
-product with int8 weights (symmetric, one scale per column) is exact in int32. The embedding has
-one scale per token and is stored once: the LM head reads its transpose, which the runtime folds
-when it loads the graph. Int4: the layers' matrices in blocks of `BLOCK` values of 4 bits with a
-scale each; embedding and LM head stay int8.
+Matrices are stored in blocks of a column's values, symmetric, with a scale each: 256 values of 8
+bits (or as many as divide the column), or 16 of 4 bits. MatMulNBits rounds each row's own blocks to
+8 bits and multiplies exactly. It takes two rows at a time, and adds one that is left over up in
+another order: runs therefore have an even number of rows (`GraphSpec.row_multiple`). Embedding and
+LM head are one table. With a shortlist the head has int8 columns with one scale each, and rows are
+rounded by nodes of the graph, since columns are then chosen at run time.
 In: float32 tensors. Out: nodes in a `Graph`; `dequantise` gives the tensors back from a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -25,20 +23,14 @@ from export.checkpoint import Tensors
 from export.graphs import MICROSOFT, Graph
 
 LEVELS: Final = 127
-ZERO_POINT: Final = 128  # activations are uint8 around 128: x86 multiplies uint8 by int8
-# The one block size whose product is bit-equal for any number of rows on all processors tried. With
-# AVX2 a lone row of 32 and more is added up in another order, with AVX-512 an odd last row of 64.
+ZERO_POINT: Final = 128  # activations and bytes of weights are stored around 128
+LARGEST: Final = 256  # values in a block of 8 bits
+# The one block size of 4 bits whose product is bit-equal for any number of rows on all processors
+# tried. With AVX2 a lone row of 32 and more is added up in another order, with AVX-512 an odd last
+# row of 64.
 BLOCK: Final = 16
 NIBBLE: Final = 8  # 4-bit values are stored as 0..15 around 8
 TINY: Final = 1e-30  # what an all-zero row is divided by
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """How the input of a product is rounded: x is about (integer - zero_point) * scale."""
-
-    scale: float
-    zero_point: int
 
 
 def quantise_columns(
@@ -49,6 +41,26 @@ def quantise_columns(
     scale = np.where(peak > 0, peak / LEVELS, 1.0).astype(np.float32)
     rounded = np.rint(weight / scale)
     return np.clip(rounded, -LEVELS, LEVELS).astype(np.int8), scale
+
+
+def quantise_bytes(
+    weight: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """8 bits around 128 of a (K, N) matrix as (N, blocks, size), and scales (N, blocks, 1).
+
+    The size is the largest power of two up to `LARGEST` that divides K, at least 16: then the last
+    block is filled with zeros. An all-zero block keeps scale 1.
+    """
+    inner, columns = weight.shape
+    size = max(16, min(LARGEST, inner & -inner))
+    blocks = -(-inner // size)
+    padded = np.zeros((columns, blocks * size), np.float32)
+    padded[:, :inner] = weight.T
+    parts = padded.reshape(columns, blocks, size)
+    peak = np.abs(parts).max(axis=2, keepdims=True)
+    scale = np.where(peak > 0, peak / LEVELS, 1.0).astype(np.float32)
+    values = np.clip(np.rint(parts / scale), -LEVELS, LEVELS)
+    return (values + ZERO_POINT).astype(np.uint8), scale
 
 
 def quantise_blocks(
@@ -86,35 +98,46 @@ def _half(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Int8Weights:
-    """Implements `export.graphs.Weights` with int8 matrices.
+    """Implements `export.graphs.Weights` with int8 matrices; `listing`: for a shortlist."""
 
-    `activations` names the products (`h.0.attn.c_attn`, ...) whose input has one scale; the inputs
-    of the others are rounded row by row.
-    """
+    rows: Literal[1, 2] = 2
 
-    def __init__(self, tensors: Tensors, activations: Mapping[str, Activation]) -> None:
-        self.tensors, self.activations = tensors, activations
+    def __init__(self, tensors: Tensors, listing: bool = False) -> None:
+        self.tensors, self.listing = tensors, listing
 
     def embed(self, graph: Graph, ids: str) -> str:
-        table, scale = self._table(graph)
+        if not self.listing:
+            table, scale, size = self._bytes(graph)
+            attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": size, "bits": 8}
+            rows = graph.add("GatherBlockQuantized", table, ids, scale, domain=MICROSOFT,
+                             name="token_embedding.blocks", **attributes)  # fmt: skip
+            return graph.add("Reshape", rows, "flat_shape", name="token_embedding")
+        table, scale = self._columns(graph)
         rows = graph.add("Gather", table, ids, name="token_embedding.int8")
         scales = graph.add("Gather", scale, ids, name="token_embedding.scale")
         rows = graph.add("Cast", rows, name="token_embedding.float", to=TensorProto.FLOAT)
         return graph.add("Mul", rows, scales, name="token_embedding")
 
     def linear(self, graph: Graph, x: str, name: str) -> str:
-        values, scale = quantise_columns(self.tensors[f"{name}.weight"])
-        weight = graph.constant(f"{name}.weight.int8", values)
-        weight_scale = graph.constant(f"{name}.weight.scale", scale)
+        weight = self.tensors[f"{name}.weight"]
+        values, scale = quantise_bytes(weight)
+        stored = graph.constant(f"{name}.weight.uint8", values)
+        scales = graph.constant(f"{name}.weight.scale", scale[:, :, 0])
         bias = graph.constant(f"{name}.bias", self.tensors[f"{name}.bias"])
-        return self._product(graph, x, name, [weight, weight_scale, bias])
+        return by_blocks(graph, x, name, [stored, scales, "", "", bias], 8, weight.shape)
 
     def head(self, graph: Graph, x: str) -> str:
-        table, scale = self._table(graph)
+        if not self.listing:
+            table, scale, size = self._bytes(graph)
+            entries, width = self.tensors["wte.weight"].shape
+            graph.constant("by_block", np.array([entries, -1], np.int64))
+            scales = graph.add("Reshape", scale, "by_block", name="head.scales")  # at loading
+            return by_blocks(graph, x, "head", [table, scales], 8, (width, entries))
+        table, scale = self._columns(graph)
         weight = graph.add("Transpose", table, name="head.weight", perm=[1, 0])
         graph.constant("flat", np.array([-1], np.int64))
         scale = graph.add("Reshape", scale, "flat", name="head.scale")
-        return self._product(graph, x, "head", [weight, scale])
+        return self._product_by_row(graph, x, "head", weight, scale)
 
     def listed(self, graph: Graph, x: str, names: ListingSpec) -> None:
         scales, table_scales = names.column_scales, names.table_scales
@@ -122,34 +145,29 @@ class Int8Weights:
         width = self.tensors["wte.weight"].shape[1]
         graph.default(names.columns, np.zeros((width, 1), np.int8), width, "columns")
         graph.default(scales, np.ones(1, np.float32), "columns")
-        self._product(graph, x, names.listed_logits, [names.columns, scales])
-        table, scale = self._table(graph)
+        self._product_by_row(graph, x, names.listed_logits, names.columns, scales)
+        table, scale = self._columns(graph)
         graph.add("Gather", table, names.table_ids, name=names.table_rows)
         graph.add("Gather", scale, names.table_ids, name=table_scales)
         graph.output(names.listed_logits, TensorProto.FLOAT, ["listed", "columns"])
         graph.output(names.table_rows, TensorProto.INT8, ["table", width])
         graph.output(table_scales, TensorProto.FLOAT, ["table", 1])
 
-    def _table(self, graph: Graph) -> tuple[str, str]:
+    def _bytes(self, graph: Graph) -> tuple[str, str, int]:
+        """The table (vocabulary, blocks, size), its scales (vocabulary, blocks, 1), the size."""
+        values, scale = quantise_bytes(np.ascontiguousarray(self.tensors["wte.weight"].T))
+        stored = graph.constant("wte.weight.uint8", values)
+        return stored, graph.constant("wte.weight.scale", scale), values.shape[2]
+
+    def _columns(self, graph: Graph) -> tuple[str, str]:
+        """The table (vocabulary, width), its scales (vocabulary, 1)."""
         if "wte.weight.int8" not in graph.initializers:
             values, scale = quantise_columns(np.ascontiguousarray(self.tensors["wte.weight"].T))
             graph.constant("wte.weight.int8", values.T)
             graph.constant("wte.weight.scale", scale[:, None])
         return "wte.weight.int8", "wte.weight.scale"
 
-    def _product(self, graph: Graph, x: str, name: str, weight: list[str]) -> str:
-        """x @ weight, and the bias where there is one; weight: values, scales[, bias]."""
-        activation = self.activations.get(name)
-        if activation is None:
-            return self._product_by_row(graph, x, name, weight)
-        step = graph.constant(f"{name}.step", np.array(activation.scale, np.float32))
-        zero = graph.constant(f"{name}.zero_point", np.array(activation.zero_point, np.uint8))
-        eight = graph.add("QuantizeLinear", x, step, zero, name=f"{name}.uint8")
-        values, scale, *bias = weight
-        operands = [eight, values, step, scale, zero, *(["", *bias] if bias else [])]
-        return graph.add("MatMulIntegerToFloat", *operands, name=name, domain=MICROSOFT)
-
-    def _product_by_row(self, graph: Graph, x: str, name: str, weight: list[str]) -> str:
+    def _product_by_row(self, graph: Graph, x: str, name: str, weight: str, scale: str) -> str:
         """Each row is divided by its peak before and multiplied by it after the product."""
         step = graph.constant("unit.step", np.array(1 / LEVELS, np.float32))
         zero = graph.constant("unit.zero_point", np.array(ZERO_POINT, np.uint8))
@@ -160,12 +178,20 @@ class Int8Weights:
         peak = graph.add("Max", peak, "tiny", name=f"{name}.peak")
         unit = graph.add("Div", x, peak, name=f"{name}.unit")
         eight = graph.add("QuantizeLinear", unit, step, zero, name=f"{name}.uint8")
-        values, scale, *bias = weight
         product = f"{name}.unscaled"
-        operands = [eight, values, step, scale, zero]
+        operands = [eight, weight, step, scale, zero]
         graph.add("MatMulIntegerToFloat", *operands, name=product, domain=MICROSOFT)
-        scaled = graph.add("Mul", product, peak, name=f"{name}.scaled" if bias else name)
-        return graph.add("Add", scaled, *bias, name=name) if bias else scaled
+        return graph.add("Mul", product, peak, name=name)
+
+
+def by_blocks(
+    graph: Graph, x: str, name: str, operands: list[str], bits: int, shape: tuple[int, ...]
+) -> str:
+    """x @ a matrix of that shape, stored in blocks: values, scales[, "", "", bias]."""
+    size = numpy_helper.to_array(graph.initializers[operands[0]]).shape[2] * 8 // bits
+    return graph.add("MatMulNBits", x, *operands, name=name, domain=MICROSOFT, K=shape[0],
+                     N=shape[1], bits=bits, block_size=size,
+                     accuracy_level=4)  # fmt: skip  # activations in 8 bits, by block of a row
 
 
 class Int4Weights(Int8Weights):
@@ -179,22 +205,9 @@ class Int4Weights(Int8Weights):
         scales = graph.add(
             "Cast", f"{name}.weight.scale", name=f"{name}.weight.scales", to=TensorProto.FLOAT
         )  # once, at loading
-        return graph.add(
-            "MatMulNBits",
-            x,
-            graph.constant(f"{name}.weight.int4", nibbles[..., ::2] | nibbles[..., 1::2] << 4),
-            scales,
-            "",
-            "",
-            graph.constant(f"{name}.bias", self.tensors[f"{name}.bias"]),
-            name=name,
-            domain=MICROSOFT,
-            K=weight.shape[0],
-            N=weight.shape[1],
-            bits=4,
-            block_size=BLOCK,
-            accuracy_level=4,  # activations in 8 bits, by block of a row
-        )
+        stored = graph.constant(f"{name}.weight.int4", nibbles[..., ::2] | nibbles[..., 1::2] << 4)
+        bias = graph.constant(f"{name}.bias", self.tensors[f"{name}.bias"])
+        return by_blocks(graph, x, name, [stored, scales, "", "", bias], 4, weight.shape)
 
 
 def dequantise(model: onnx.ModelProto) -> Tensors:
@@ -212,6 +225,12 @@ def dequantise(model: onnx.ModelProto) -> Tensors:
             base = name.removesuffix(".int4")
             scale = numpy_helper.to_array(stored[f"{base}.scale"])
             tensors[base] = _from_nibbles(value, scale, _inner_size(model, name))
+        elif name.endswith(".weight.uint8"):
+            base = name.removesuffix(".uint8")
+            scale = numpy_helper.to_array(stored[f"{base}.scale"]).reshape(*value.shape[:2], 1)
+            table = (value.astype(np.float32) - ZERO_POINT) * scale
+            table = table.reshape(len(value), -1)[:, : _inner_size(model, name)]
+            tensors[base] = np.ascontiguousarray(table if base == "wte.weight" else table.T)
         elif name.endswith((".weight", ".bias")):
             tensors[name] = value.astype(np.float32)
     return tensors
@@ -228,6 +247,8 @@ def _from_nibbles(
 
 
 def _inner_size(model: onnx.ModelProto, weight: str) -> int:
-    node = next(node for node in model.graph.node if weight in node.input)
+    node = next(
+        node for node in model.graph.node if weight in node.input and node.op_type == "MatMulNBits"
+    )
     sizes: dict[str, Any] = {attribute.name: attribute.i for attribute in node.attribute}
     return int(sizes["K"])

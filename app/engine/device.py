@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from app.bundle import Bundle
 from app.engine.copies import copy_model, names
+from app.engine.listing import Padding
 from app.engine.runtime import Device, create_session
 from app.engine.session import Caches, GraphDecoder, Step
 from app.errors import InvalidField
@@ -104,7 +105,7 @@ class DeviceDecoder(GraphDecoder[DeviceLogits]):
         for name in (self._names.ids, self._names.positions, self._names.seqlens_k):
             step.values[name].update_inplace(step.feeds[name])
 
-    def _run(self, binding: ort.IOBinding, rows: int) -> DeviceLogits:
+    def _run(self, binding: ort.IOBinding, rows: int, padding: Padding) -> DeviceLogits:
         ids, sums = np.empty(rows, np.int64), np.empty(rows, np.float32)
         for name, array in ((self._names.best_ids, ids), (self._names.best_sums, sums)):
             address = array.ctypes.data

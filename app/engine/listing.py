@@ -11,6 +11,7 @@ In: candidates of rows, and the binding of a run. Out: `ListedLogits`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,17 @@ from app.graph import GraphSpec
 _PANEL: Final = 128
 _ROOM: Final = 1.5  # of a new buffer, over what is needed at once
 _KEPT: Final = 64  # candidates of sequences that have left, before their places are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Rows of a run that nobody asked for, before and behind the others."""
+
+    front: int = 0
+    behind: int = 0
+
+    def __add__(self, rows: int) -> int:
+        return self.front + rows + self.behind
 
 
 class Columns:
@@ -118,36 +130,48 @@ class Listing:
         del ids
         self._columns = Columns(table, scales[:, 0].copy() if eight else None, least)
 
-    def run(self, binding: ort.IOBinding, only: Only, decodes: bool) -> ListedLogits:
+    def run(
+        self, binding: ort.IOBinding, only: Only, padding: Padding, decodes: bool
+    ) -> ListedLogits:
         """Run what is bound, but for the head; of each row the logits that it asks for."""
         columns, spec, rows = self._columns, self._spec, len(only)
         wanted = [one for one in only if one is not None]
         places = columns.places(wanted, decodes)
-        at = [row for row, one in enumerate(only) if one is not None]
+        at = [padding.front + row for row, one in enumerate(only) if one is not None]
         listed = np.array(at if len(at) != 1 else at * 2, np.int64)  # see the module's docstring
-        whole = np.array([rows if len(at) < rows else 0], np.int64)
+        some = len(at) < rows
+        whole = np.array([padding + rows if some else 0], np.int64)
         _bind(binding, spec.whole_rows, whole)
         _bind(binding, spec.listed_rows, listed)
         _bind(binding, spec.columns, columns.values)
         if columns.scales is not None:
             _bind(binding, str(spec.column_scales), columns.scales)
-        every = host_logits(binding, self._names, int(whole[0]), self._vocabulary)
+        every = (
+            host_logits(binding, self._names, rows, self._vocabulary, padding)
+            if some
+            else host_logits(binding, self._names, 0, self._vocabulary, Padding())
+        )
         among = np.empty((listed.size, columns.size), np.float32)
         _bind_output(binding, spec.listed_logits, among)
         self._session.run_with_iobinding(binding)
         return ListedLogits(only, list(map(np.take, among, places)), every)
 
 
-def host_logits(binding: ort.IOBinding, names: GraphSpec, rows: int, vocabulary: int) -> HostLogits:
+def host_logits(
+    binding: ort.IOBinding, names: GraphSpec, rows: int, vocabulary: int, padding: Padding
+) -> HostLogits:
     """What a run's logits go to, of that many rows; bound, with the sums where the graph has them.
 
     New each time: an answer must not change under the caller at the next run.
     """
-    logits = np.empty((rows, vocabulary), np.float32).view(HostLogits)
-    _bind_output(binding, names.logits, logits)
+    own = slice(padding.front, padding.front + rows)
+    every = np.empty((padding + rows, vocabulary), np.float32)
+    _bind_output(binding, names.logits, every)
+    logits = every[own].view(HostLogits)
     if names.best_sums is not None:
-        logits.sums = np.empty(rows, np.float32)
-        _bind_output(binding, names.best_sums, logits.sums)
+        sums = np.empty(padding + rows, np.float32)
+        _bind_output(binding, names.best_sums, sums)
+        logits.sums = sums[own]
     return logits
 
 

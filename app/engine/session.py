@@ -24,7 +24,7 @@ from app.bundle import Bundle
 from app.engine.golden import check_golden, listed_alike
 from app.engine.graph import CACHE_TYPES, check_graph
 from app.engine.listed import ListedLogits
-from app.engine.listing import Listing, host_logits, least_columns
+from app.engine.listing import Listing, Padding, host_logits, least_columns
 from app.engine.memory import COLUMNS, CacheSize
 from app.engine.request import HostLogits, Logits, Only
 from app.engine.runtime import Device, available_threads, create_session
@@ -40,11 +40,12 @@ class Step:
     """Buffers and binding of a decode run of one batch size."""
 
     binding: ort.IOBinding
-    ids: NDArray[np.int64]  # (n, 1)
+    ids: NDArray[np.int64]  # (n, 1), without padding
     positions: NDArray[np.int64]  # (n,)
     seqlens_k: NDArray[np.int32]  # (n,)
     total: NDArray[np.int32]  # ()
-    feeds: dict[str, NDArray[Any]]  # the same arrays and the others, by name
+    padding: Padding
+    feeds: dict[str, NDArray[Any]]  # the same arrays, padded, and the others, by name
     values: dict[str, ort.OrtValue]  # what the binding points into
 
 
@@ -82,6 +83,7 @@ class GraphDecoder(ABC, Generic[L]):
         self._session = create_session(str(bundle.model_path), self.device, threads)
         check_graph(self._session, bundle)
         self._names, self._end = manifest.graph, manifest.tokens.end
+        self._multiple = manifest.graph.row_multiple
         self._caches = self._allocate(bundle)
         self._steps: dict[int, Step] = {}
         self._warm_up()
@@ -114,7 +116,7 @@ class GraphDecoder(ABC, Generic[L]):
     def prefill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> L:
         """Read prompts, or one on from `start`; logits of each last position."""
         binding, held = self._bind_prefill(first, prompts, start)
-        logits = self._run(binding, len(prompts))
+        logits = self._run(binding, len(prompts), self._behind(len(prompts)))
         del held
         return logits
 
@@ -131,7 +133,8 @@ class GraphDecoder(ABC, Generic[L]):
     def _bind_prefill(
         self, first: int, prompts: Sequence[Sequence[int]], start: int
     ) -> tuple[ort.IOBinding, Any]:
-        """And what must outlive the run."""
+        """And what must outlive the run. Columns are even, so that only what is gathered of them,
+        the last positions, may be uneven."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = len(lengths)
         if rows == 0 or first < 0 or first + rows > self.slots:
@@ -150,10 +153,12 @@ class GraphDecoder(ABC, Generic[L]):
         self._check_ids(ids)
         binding = self._session.io_binding()
         positions = np.minimum(np.arange(start, start + time), self.capacity - 1)
+        last = np.arange(rows, dtype=np.int64) * time + (lengths - 1)
+        last = np.pad(last, (0, self._behind(rows).behind), mode="edge")
         feeds = {
             self._names.ids: ids,
             self._names.positions: np.tile(positions, rows),
-            self._names.last_index: np.arange(rows, dtype=np.int64) * time + (lengths - 1),
+            self._names.last_index: last,
             # Of a later chunk the kernel finds the start by taking the columns from the length.
             self._names.seqlens_k: lengths - 1 if not start else lengths * 0 + (start + time - 1),
             # Equal to the padded length: this marks a run of fresh prompts.
@@ -165,14 +170,18 @@ class GraphDecoder(ABC, Generic[L]):
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> L:
         """One token for each of the slots 0..n-1, which hold `lengths` tokens."""
-        return self._run(self._bind_decode(tokens, lengths, self._steps), len(tokens))
+        step = self._bind_decode(tokens, lengths, self._steps)
+        return self._run(step.binding, len(tokens), step.padding)
+
+    def _behind(self, rows: int) -> Padding:
+        return Padding(behind=-rows % self._multiple)
 
     def _bind_decode(
         self,
         tokens: NDArray[np.int64],
         lengths: NDArray[np.int32],
         steps: dict[int, Step],
-    ) -> ort.IOBinding:
+    ) -> Step:
         rows = len(tokens)
         if not 1 <= rows <= self.slots or lengths.shape != (rows,):
             raise ValueError(f"decode of {rows} rows, {lengths.shape} lengths, {self.slots} slots")
@@ -188,7 +197,7 @@ class GraphDecoder(ABC, Generic[L]):
         step.seqlens_k[:] = lengths
         step.total[...] = longest + 1
         self._send(step)
-        return step.binding
+        return step
 
     def move(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the cached positions start..length-1 of slot `source` to those of slot `target`."""
@@ -205,19 +214,23 @@ class GraphDecoder(ABC, Generic[L]):
             raise ValueError(f"token ids are outside 0..{self.vocabulary - 1}")
 
     def _make_step(self, rows: int) -> Step:
+        """Padded with the row before the first slot, which writes where nothing is read."""
         names, binding = self._names, self._session.io_binding()
-        ids, positions = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
-        seqlens_k, total = np.zeros(rows, np.int32), np.zeros((), np.int32)
+        front = -rows % self._multiple
+        count = rows + front
+        ids, positions = np.zeros((count, 1), np.int64), np.ones(count, np.int64)
+        seqlens_k, total = np.ones(count, np.int32), np.zeros((), np.int32)
         feeds: dict[str, NDArray[Any]] = {
             names.ids: ids,
             names.positions: positions,
-            names.last_index: np.arange(rows, dtype=np.int64),
+            names.last_index: np.arange(count, dtype=np.int64),
             names.seqlens_k: seqlens_k,
             names.total_sequence_length: total,
         }
         values = self._bind_step(binding, feeds)
-        self._caches.bind(binding, 0, rows)
-        return Step(binding, ids, positions, seqlens_k, total, feeds, values)
+        self._caches.bind(binding, -front, count)
+        return Step(binding, ids[front:], positions[front:], seqlens_k[front:], total,
+                    Padding(front), feeds, values)  # fmt: skip
 
     @abstractmethod
     def _allocate(self, bundle: Bundle) -> Caches:
@@ -234,7 +247,7 @@ class GraphDecoder(ABC, Generic[L]):
         """Bring what stands in the step's arrays to the buffers."""
 
     @abstractmethod
-    def _run(self, binding: ort.IOBinding, rows: int) -> L:
+    def _run(self, binding: ort.IOBinding, rows: int, padding: Padding) -> L:
         """Bind the outputs, run the model."""
 
 
@@ -279,15 +292,16 @@ class OnnxDecoder(GraphDecoder[HostLogits]):
         self, first: int, prompts: Sequence[Sequence[int]], only: Only, start: int = 0
     ) -> ListedLogits:
         binding, held = self._bind_prefill(first, prompts, start)
-        logits = self._listing.run(binding, only, decodes=False)
+        padding = self._behind(len(prompts))
+        logits = self._listing.run(binding, only, padding, decodes=False)
         del held
         return logits
 
     def decode_among(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int32], only: Only
     ) -> ListedLogits:
-        binding = self._bind_decode(tokens, lengths, self._steps_among)
-        return self._listing.run(binding, only, decodes=True)
+        step = self._bind_decode(tokens, lengths, self._steps_among)
+        return self._listing.run(step.binding, only, step.padding, decodes=True)
 
     def _allocate(self, bundle: Bundle) -> Caches:
         return Caches(bundle, self.slots + self.spare, self.capacity)
@@ -300,8 +314,8 @@ class OnnxDecoder(GraphDecoder[HostLogits]):
     def _send(self, step: Step) -> None:
         pass  # the arrays are the buffers
 
-    def _run(self, binding: ort.IOBinding, rows: int) -> HostLogits:
-        logits = host_logits(binding, self._names, rows, self.vocabulary)
+    def _run(self, binding: ort.IOBinding, rows: int, padding: Padding) -> HostLogits:
+        logits = host_logits(binding, self._names, rows, self.vocabulary, padding)
         self._session.run_with_iobinding(binding)
         return logits
 
@@ -318,7 +332,10 @@ def bind_arrays(
 
 
 class Caches:
-    """Keys and values of all slots, bound by address so that a slot range is only an offset."""
+    """Keys and values of all slots, bound by address so that a slot range is only an offset.
+
+    Where runs are padded there is one slot more in front, number -1.
+    """
 
     def __init__(self, bundle: Bundle, slots: int, capacity: int, device: Device = "cpu") -> None:
         model, names = bundle.manifest.model, bundle.manifest.graph
@@ -327,7 +344,8 @@ class Caches:
         room = CacheSize.of(bundle.manifest, slots, capacity).tokens
         self._slot_shape = (model.heads, room, model.head_size)
         self._slot_bytes = math.prod(self._slot_shape) * np.dtype(self._dtype).itemsize
-        shape = (slots, *self._slot_shape)
+        self._front = names.row_multiple - 1
+        shape = (self._front + slots, *self._slot_shape)
         self._entries: list[tuple[str, str, int]] = []  # past name, present name, address
         self._arrays: list[NDArray[Any]] = []
         for layer in range(model.layers):
@@ -347,10 +365,11 @@ class Caches:
     def bind(self, binding: ort.IOBinding, first: int, rows: int) -> None:
         shape = (rows, *self._slot_shape)
         for past, present, address in self._entries:
-            where = address + first * self._slot_bytes
+            where = address + (self._front + first) * self._slot_bytes
             binding.bind_input(past, self._device, 0, self._dtype, shape, where)
             binding.bind_output(present, self._device, 0, self._dtype, shape, where)
 
     def move(self, source: int, target: int, length: int, start: int) -> None:
+        here, there = self._front + source, self._front + target
         for array in self._arrays:
-            array[target, :, start:length] = array[source, :, start:length]
+            array[there, :, start:length] = array[here, :, start:length]
