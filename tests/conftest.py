@@ -212,7 +212,7 @@ def shortlist_file(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pat
     return path
 
 
-@pytest.fixture(scope="session", params=["fp32", "int8", "int8-token", "int4"])
+@pytest.fixture(scope="session", params=["fp32", "int8", "int4"])
 def listed_bundle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
     random_checkpoint: Path, shortlist_file: Path,
@@ -220,9 +220,7 @@ def listed_bundle(
     """A bundle with a shortlist, of each precision that has one."""
     from export.bundle import export_bundle
 
-    precision, _, activations = request.param.partition("-")
     target = tmp_path_factory.mktemp("bundles") / f"listed-{request.param}"
     return export_bundle(
-        random_checkpoint, target, precision=precision, activations=activations or "static",
-        verify=False, shortlist=shortlist_file,
-    )  # fmt: skip
+        random_checkpoint, target, precision=request.param, verify=False, shortlist=shortlist_file
+    )

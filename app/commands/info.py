@@ -46,6 +46,7 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
         "kv_memory": {
             "slots": cache.slots,
             "prefix_slots": cache.spare,
+            "padding_slots": cache.padding,
             "tokens_per_slot": cache.tokens,
             "bytes_per_token": cache.token_bytes,
             "bytes": cache.bytes,
@@ -69,8 +70,9 @@ def place(bundle: Bundle, settings: Settings) -> dict[str, Any]:
 def render(facts: dict[str, Any]) -> str:
     model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
     cache = CacheSize(
-        kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"], kv["prefix_slots"]
-    )
+        kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"], kv["prefix_slots"],
+        kv["padding_slots"],
+    )  # fmt: skip
     languages = ", ".join(f"{code} ({name})" for code, name in facts["languages"].items())
     provenance = facts["provenance"]
     rows = [

@@ -31,6 +31,7 @@ class CacheSize:
     tokens: int
     token_bytes: int
     spare: int = 0  # slots for beginnings of prompts
+    padding: int = 0  # one, where runs are padded to an even number of rows
 
     @classmethod
     def of(
@@ -40,14 +41,16 @@ class CacheSize:
         item = _BYTES[manifest.graph.cache_dtype]
         # a key and a value in each layer
         token_bytes = 2 * model.layers * model.heads * model.head_size * item
-        return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare)
+        padding = manifest.graph.row_multiple - 1
+        return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare, padding)
 
     @property
     def bytes(self) -> int:
-        return (self.slots + self.spare) * self.tokens * self.token_bytes
+        return (self.slots + self.spare + self.padding) * self.tokens * self.token_bytes
 
     def __str__(self) -> str:
-        slots = f"{self.slots} + {self.spare}" if self.spare else f"{self.slots}"
+        more = self.spare + self.padding
+        slots = f"{self.slots} + {more}" if more else f"{self.slots}"
         return (
             f"{slots} slots x {self.tokens} tokens x {self.token_bytes:,} bytes = "
             f"{self.bytes / _MB:.1f} MB"
@@ -60,14 +63,16 @@ def fit_cache(
     """With the slots that are given, or as many as fit into `cache_mb`; an error if they do not."""
     if cache_mb is None:
         return CacheSize.of(manifest, slots or DEFAULT_SLOTS, spare=spare)
-    one = CacheSize.of(manifest, 1).bytes
+    size = CacheSize.of(manifest, 1)
+    one = size.tokens * size.token_bytes
+    spare += size.padding
     most = min(cache_mb * _MB // one - spare, MAX_SLOTS)
     wanted = slots or max(most, 1)
     if wanted > most:
         raise SettingsError(
             f"slots {wanted} and cache_mb {cache_mb} contradict: {wanted} slots take "
             f"{wanted * one / _MB:.1f} MB, {cache_mb} MB hold {max(most, 0)} (beside {spare} for "
-            "prefixes)",
+            "prefixes and padding)",
             param="cache_mb",
         )
-    return CacheSize.of(manifest, wanted, spare=spare)
+    return CacheSize.of(manifest, wanted, spare=spare - size.padding)

@@ -165,11 +165,12 @@ def test_settings_of_the_server_hold(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_info(run: Run, int8_bundle: Bundle) -> None:
     out = run("info")[1]
-    for part in ("tiny-int8", "int8", "en (English)", "en-zh", "32 slots x 128 tokens", "CC0-1.0"):
+    parts = ("tiny-int8", "int8", "en (English)", "en-zh", "32 + 1 slots x 128 tokens", "CC0-1.0")
+    for part in parts:
         assert part in out
     facts = json.loads(run("info", "--json")[1])
     assert facts["languages"] == int8_bundle.manifest.languages
-    assert facts["kv_memory"]["bytes"] == 32 * 128 * 2 * 2 * 64  # int8
+    assert facts["kv_memory"]["bytes"] == 33 * 128 * 2 * 2 * 64  # int8
 
 
 def test_info_tells_the_device(
@@ -194,7 +195,7 @@ def test_info_states_what_a_limit_of_memory_leaves(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPT2MT_CACHE_MB", "1")  # a slot of the tiny model takes 32,768 bytes
-    assert "30 slots x 128 tokens x 256 bytes = 1.0 MB" in run("info")[1]
+    assert "29 + 1 slots x 128 tokens x 256 bytes = 1.0 MB" in run("info")[1]
     monkeypatch.setenv("GPT2MT_SLOTS", "31")
     with pytest.raises(SettingsError, match="slots 31 and cache_mb 1 contradict"):
         run("info")
