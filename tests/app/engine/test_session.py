@@ -57,6 +57,20 @@ def test_batch_equals_alone_bit_by_bit(bundle: Bundle) -> None:
             assert np.array_equal(logits[row], expected[row][step])
 
 
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_a_run_of_the_first_rows_leaves_the_others_alone(bundle: Bundle, first: int) -> None:
+    """What a run is padded with touches no slot; every number of rows has the same bits."""
+    decoder = OnnxDecoder(bundle, slots=5, threads=2)
+    prompts = make_prompts(decoder.vocabulary)[:5]
+    lengths, tokens = np.array(LENGTHS[:5], np.int32), np.arange(20, 25)
+    decoder.prefill(0, prompts)
+    expected = decoder.decode(tokens, lengths)
+    decoder.prefill(0, prompts)
+    part = decoder.decode(tokens[:first], lengths[:first])
+    assert np.array_equal(part, expected[:first])
+    assert np.array_equal(decoder.decode(tokens, lengths), expected)
+
+
 def test_the_graphs_sums_are_numpys_and_each_rows_own(bundle: Bundle) -> None:
     """Bit by bit alone and in company, and near those of the slow path."""
     alone = OnnxDecoder(bundle, slots=1, threads=2)
