@@ -89,7 +89,7 @@ def test_a_client_that_goes_away_frees_its_slots(fake_server: Callable[..., Any]
     with fake_server(FakeDecoder(vocabulary=600, capacity=128, hook=wait)) as server:
         for path, body in REQUESTS.items():
             with pytest.raises(httpx.ReadTimeout):
-                server.client.post(path, json=body, timeout=1.0)
+                server.client.post(path, json=body, timeout=2.0)
         gate.set()
         server.wait_until_idle()
         gone = 'status="499"'
