@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -39,14 +38,22 @@ def test_a_prompt_is_continued_with_its_options(page: Page, site: Server, seen: 
     expect(page.locator("#generate-note")).to_have_text(ends[answer["finish_reason"]])
 
 
+STOP_AT_ONCE = """() => {
+  const stop = [...document.querySelectorAll("button")].find(
+    (button) => button.textContent.trim() === "Stop");
+  new MutationObserver((_, observer) => {
+    if (!stop.disabled) { observer.disconnect(); stop.click(); }
+  }).observe(document.body, {childList: true, subtree: true, attributes: true});
+}"""
+
+
 def test_stop_frees_the_server(page: Page, site: Server) -> None:
     page.get_by_label("Max tokens").fill("480")
     page.get_by_label("Temperature").fill("2")
     page.get_by_label("Top-p").fill("1")
     page.get_by_label("Prompt").fill("Once upon a time")
+    page.evaluate(STOP_AT_ONCE)  # the model may end soon, and is faster than a hand
     page.get_by_role("button", name="Generate").click()
-    expect(generated(page)).to_have_text(re.compile(r"Once upon a time.{9}"))
-    page.get_by_role("button", name="Stop").click()
     expect(page.locator("#generate-note")).to_have_text("Stopped")
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     site.wait_until_idle()
