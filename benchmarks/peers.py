@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,6 +101,17 @@ def start(place: Path, wanted: Iterable[Variant], logs: Path) -> Asked:
         except WorkerFailed as error:
             say(f"  {variant.name}: {error}")
     return workers
+
+
+@contextmanager
+def running(place: Path, wanted: Iterable[Variant], logs: Path) -> Iterator[Asked]:
+    """`start`, and an end to all of them."""
+    workers = start(place, wanted, logs)
+    try:
+        yield workers
+    finally:
+        for _, worker in workers.values():
+            worker.close()
 
 
 def turns(rows: Ids, batch: int) -> list[Ids]:
@@ -236,12 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = [v for v in variants(len(os.sched_getaffinity(0)))
                   if not arguments.only or v.name.startswith(tuple(arguments.only))]  # fmt: skip
         rows = prompts(Bundle.open(place / "int8"), max(*BATCHES, CALLS), seed=0)
-        workers = start(place, wanted, arguments.out / "logs")
-        try:
+        with running(place, wanted, arguments.out / "logs") as workers:
             results = measure(workers, rows, arguments.rounds)
-        finally:
-            for _, worker in workers.values():
-                worker.close()
         everything["models"][name] = results
         text = f"{ratio_table(results)}\n{variant_table(results)}"
         (arguments.out / f"peers-{name}.md").write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 
 from app.bundle import Bundle
 from benchmarks.command import parser, say
-from benchmarks.peers import CALLS, Variant, measure, start
+from benchmarks.peers import CALLS, Variant, measure, running
 from benchmarks.tables import Spread, markdown
 from benchmarks.texts import BATCHES, prompts
 from export.bundle import export_bundle
@@ -65,12 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads = len(os.sched_getaffinity(0))
         variants.append(Variant(shape, "", "ours", shape, {"threads": threads}))
     rows = prompts(next(iter(bundles.values())), max(*BATCHES, CALLS), seed=0)
-    workers = start(place, variants, arguments.out / "logs")
-    try:
+    with running(place, variants, arguments.out / "logs") as workers:
         speeds = measure(workers, rows, arguments.rounds)
-    finally:
-        for _, worker in workers.values():
-            worker.close()
     (arguments.out / "shapes.json").write_text(json.dumps(speeds, indent=1), encoding="utf-8")
     text = table(cells, bundles, speeds)
     (arguments.out / "shapes.md").write_text(text, encoding="utf-8")
