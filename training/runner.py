@@ -34,6 +34,7 @@ from training.tokenizer import make_tokenizer
 from training.view import View, duration
 
 RECORD, SCORES = "stage.json", "scores"
+UNWRITTEN = "stage.partial"  # a record that a killed run did not finish; nothing else is there then
 State = Literal["new", "begun", "done"]
 Inputs = dict[str, Any]  # label to value or digest
 
@@ -200,7 +201,7 @@ class Runner:
         """Where a stage stands; raises ConfigError naming what has changed since it was made."""
         folder = self.folder(stage.name)
         if not (folder / RECORD).exists():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and any(path.name != UNWRITTEN for path in folder.iterdir()):
                 raise ConfigError(f"{folder}: was not made by a pipeline; use another --out")
             return "new"
         record = _read(folder / RECORD)
@@ -310,6 +311,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".partial")
+    temporary = file.with_name(UNWRITTEN)
     temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     temporary.replace(file)

@@ -211,6 +211,20 @@ def test_a_folder_of_something_else_is_left_alone(go: Go, out: Path) -> None:
     assert (out / "student" / "checkpoint" / "config.json").exists()
 
 
+def test_a_run_killed_before_its_record_was_written_begins_anew(
+    corpus: Path, file: Path, tmp_path: Path
+) -> None:
+    runner = Runner(load_pipeline(file), Where(corpus, tmp_path))
+    (stage,) = (stage for stage in runner.pipeline.stages if stage.name == "pretrained")
+    (tmp_path / "pretrained").mkdir()
+    assert runner.state(stage) == "new"
+    (tmp_path / "pretrained" / "stage.partial").write_text('{"done"')
+    assert runner.state(stage) == "new"
+    (tmp_path / "pretrained" / "weights").touch()
+    with pytest.raises(ConfigError, match="was not made by a pipeline"):
+        runner.state(stage)
+
+
 def test_one_command_at_a_time(corpus: Path, file: Path, out: Path) -> None:
     first, second = (Runner(load_pipeline(file), Where(corpus, out)) for _ in range(2))
     refused = pytest.raises(TrainingError, match="another command is at work")
