@@ -22,7 +22,8 @@ from app.text.tokenizer import TextTokenizer
 from benchmarks.command import parser, say
 from benchmarks.tables import Spread, markdown
 from benchmarks.texts import BATCHES
-from export.evaluate import BundleTranslator, select
+from export.evaluate import select
+from export.translator import BundleTranslator
 from training.scores import TestSet, score
 
 

@@ -17,9 +17,10 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from export.bundle import export_bundle, record_scores
 from export.errors import ExportError
-from export.evaluate import BundleTranslator, entries, evaluate_text, select
+from export.evaluate import entries, evaluate_text, select
 from export.likelihood import table as text_table
 from export.manifest import Precision
+from export.translator import BundleTranslator
 from export.verify import MIN_SENTENCES
 from training.errors import CorpusError
 from training.results import scores, sets_of

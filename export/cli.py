@@ -68,7 +68,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="results.json of `gpt2-mt evaluate`, to be recorded in the manifest")  # fmt: skip
     add("--pivoted", metavar="FILE", type=Path,
         help="results.json of `gpt2-mt evaluate --pivot LANGUAGE`: pairs that score better there "
-        "than in --scores are translated through that language")  # fmt: skip
+        "than in --scores (of `--pivot none`) are translated through that language")  # fmt: skip
     add("--shortlist", metavar="FILE", type=Path,
         help="of `gpt2-mt train shortlist`: lets a server translate with it")  # fmt: skip
     add("--force", action="store_true", help="replace what is at the target")
@@ -126,6 +126,7 @@ def run_export(args: argparse.Namespace) -> int:
         restored = restore_checkpoint(args.source, args.target, force=args.force)
         _say(f"{restored.path}: checkpoint of {restored.parameters:,} parameters")
         return 0
+    via, scores = _routes(args)
     export = convert_bundle if is_bundle(args.source) else export_bundle
     bundle = export(
         args.source,
@@ -133,8 +134,8 @@ def run_export(args: argparse.Namespace) -> int:
         precision=args.precision,
         kv_cache=args.kv_cache,
         name=args.name,
-        scores=read_scores(args.scores) if args.scores else (),
-        via=_via(args),
+        scores=scores,
+        via=via,
         force=args.force,
         testset=args.testset,
         texts=read_texts(args.text) if args.text else (),
@@ -147,15 +148,16 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _via(args: argparse.Namespace) -> dict[str, str]:
+def _routes(args: argparse.Namespace) -> tuple[dict[str, str], tuple[ScoreEntry, ...]]:
+    """What --scores and --pivoted say for the manifest."""
     if args.pivoted is None:
-        return {}
+        return {}, read_scores(args.scores) if args.scores else ()
     from export.errors import ExportError
-    from export.evaluate import better_through
+    from export.routes import compare
 
     if args.scores is None:
         raise ExportError("--pivoted is compared with --scores, which is missing")
-    return better_through(args.scores, args.pivoted)
+    return compare(args.scores, args.pivoted)
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -177,8 +179,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, evaluate_text, open_translator, routed, select, ways
+    from export.evaluate import evaluate, evaluate_text, open_translator, select
     from export.likelihood import table as text_table
+    from export.routes import routed, ways
     from training.behaviour import table as behaviour_table
     from training.scores import table
 
@@ -187,10 +190,11 @@ def run_evaluate(args: argparse.Namespace) -> int:
     )
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
+        via = ways(args.model, served, args.pivot)
         with opened as translate:
             rows = evaluate(
-                routed(translate, ways(args.model, served, args.pivot)), tests, pivot=args.pivot,
-                lowercase=args.lowercase, out=args.out, progress=_progress,
+                routed(translate, via), tests, lowercase=args.lowercase, via=via, out=args.out,
+                progress=_progress,
             )  # fmt: skip
         _say(table(rows) + "\n")
         seen = ((r.set, r.source, r.target, r.behaviour) for r in rows)

@@ -231,7 +231,8 @@ def check_bits(bundle: Bundle, reference: Bundle, texts: Sequence[str]) -> Facts
 
 def check_bleu(bundle: Bundle, reference: Bundle, folder: Path) -> Facts:
     """BLEU against fp32 on at least 1,000 sentences, averaged over directions."""
-    from export.evaluate import BundleTranslator, evaluate, select
+    from export.evaluate import evaluate, select
+    from export.translator import BundleTranslator
 
     served = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
     sizes = [len(test.sources) for test in select(folder, served)]

@@ -20,8 +20,9 @@ from app.tasks.shortlist import Shortlist
 from export.bundle import build_model, convert_bundle, export_bundle, restore_checkpoint
 from export.checkpoint import load_checkpoint
 from export.errors import ExportError
-from export.evaluate import BundleTranslator, open_translator
+from export.evaluate import open_translator
 from export.graphs import FloatWeights, Graph, listing_names
+from export.translator import BundleTranslator
 from gpt2_mt.cli import main
 from tests.conftest import shortlist_arrays
 

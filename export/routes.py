@@ -1,0 +1,89 @@
+"""Pairs that are translated through a third language: which, and how they score.
+
+A manifest's `via` names the language for each such pair ("de-zh": "en"). `routed` makes a
+translator keep to it, `compare` finds it from the results of two evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from app.bundle import MANIFEST, Bundle, ScoreEntry
+from export.errors import ExportError
+from export.translator import Translate
+
+NONE = "none"  # of `--pivot`: every pair directly
+
+
+class Routes(NamedTuple):
+    via: dict[str, str]
+    scores: tuple[ScoreEntry, ...]  # of each pair as it is translated then
+
+
+def routed(translate: Translate, via: Mapping[str, str]) -> Translate:
+    """The pairs ("de-zh") in `via` in two steps, through the language named there."""
+
+    def run(lines: Sequence[str], source: str, target: str) -> Sequence[tuple[str, str]]:
+        through = via.get(f"{source}-{target}")
+        if through is None:
+            return translate(lines, source, target)
+        middle = translate(lines, source, through)
+        ends = translate([text for text, _ in middle], through, target)
+        return [
+            (text, "length" if first == "length" else reason)
+            for (_, first), (text, reason) in zip(middle, ends, strict=True)
+        ]
+
+    return run
+
+
+def ways(model: Path, served: Collection[str], pivot: str | None) -> dict[str, str]:
+    """Which pairs go through which language: those of the bundle, or, where they can, all
+    through `pivot`; none for "none"."""
+    if pivot == NONE:
+        return {}
+    if pivot is None:
+        known = (model / MANIFEST).is_file()
+        return dict(Bundle.open(model).manifest.via) if known else {}
+    found = {}
+    for pair in served:
+        source, target = pair.split("-", 1)
+        if {f"{source}-{pivot}", f"{pivot}-{target}"} <= set(served):
+            found[pair] = pivot
+    if not found:
+        raise ExportError(f"--pivot {pivot}: no pair of {sorted(served)} can go through it")
+    return found
+
+
+def compare(direct: Path, through: Path) -> Routes:
+    """From two results.json, the second of `evaluate --pivot LANGUAGE`: the pairs whose mean BLEU
+    over the sets of both is higher through the other language, and the scores of all pairs."""
+    one, two = _read(direct), _read(through)
+    if one["via"]:
+        raise ExportError(f"{str(direct)!r} has pairs that go through another language: "
+                          "measure it with `evaluate --pivot none`")  # fmt: skip
+    if not two["via"]:
+        raise ExportError(f"{str(through)!r} is not of `evaluate --pivot LANGUAGE`")
+    former = {(r["set"], r["source"], r["target"]): r["bleu"] for r in one["rows"]}
+    gains: dict[str, list[float]] = {}
+    for row in two["rows"]:
+        key, pair = (row["set"], row["source"], row["target"]), f"{row['source']}-{row['target']}"
+        if key in former and pair in two["via"]:
+            gains.setdefault(pair, []).append(row["bleu"] - former[key])
+    via = {pair: two["via"][pair] for pair, found in sorted(gains.items()) if sum(found) > 0}
+    theirs = {(s.set, s.source, s.target, s.metric): s for s in two["scores"]
+              if f"{s.source}-{s.target}" in via}  # fmt: skip
+    kept = [theirs.get((s.set, s.source, s.target, s.metric), s) for s in one["scores"]]
+    return Routes(via, tuple(kept))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        scores = [ScoreEntry.model_validate(entry) for entry in data["scores"]]
+        return {"via": dict(data["via"]), "rows": [*data["rows"]], "scores": scores}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
