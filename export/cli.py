@@ -74,7 +74,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--force", action="store_true", help="replace what is at the target")
     export.set_defaults(run=run_export)
 
-    from training.cli import add_pipeline_arguments
+    from training.arguments import add_pipeline_arguments
 
     build = commands.add_parser(
         "build",

@@ -11,7 +11,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from training.arguments import (
+    add_corpus,
+    add_machine,
+    add_pipeline_arguments,
+    add_set,
+    add_tests,
+    codes,
+    set_threads,
+    setting,
+)
 
 if TYPE_CHECKING:
     from training.runner import Runner
@@ -39,25 +50,6 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_shortlist(stages)
 
 
-def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora")
-
-
-def _add_tests(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--tests", type=Path, action="append", default=[],
-                        help=f"folder of test sets {what}; may be repeated")  # fmt: skip
-
-
-def _add_set(parser: argparse.ArgumentParser, form: str, what: str) -> None:
-    parser.add_argument("--set", metavar=form, action="append", default=[], help=f"replace {what}")
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
 def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = stages.add_parser(
         "tokenizer",
@@ -68,7 +60,7 @@ def _add_tokenizer(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--vocabulary 16384 --out runs/tokenizer",
         formatter_class=_RAW,
     )
-    _add_corpus(parser)
+    add_corpus(parser)
     parser.add_argument("--languages", help="codes, separated by commas; default: the recipe's")
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
     parser.add_argument("--vocabulary", type=int, default=16384, help="entries (default 16384)")
@@ -93,15 +85,15 @@ def _add_stage(
         formatter_class=_RAW,
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a built-in recipe")
-    _add_corpus(parser)
+    add_corpus(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--add", metavar="DIR", type=Path, action="append", default=[],
                         help="folder whose sources join the corpus; may be repeated")
-    _add_tests(parser, "whose sentences must not be trained on")
-    _add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set steps=100")
-    _add_machine(parser)
+    add_tests(parser, "whose sentences must not be trained on")
+    add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set steps=100")
+    add_machine(parser)
     parser.set_defaults(run=train_stage, stage=name)
 
 
@@ -117,7 +109,7 @@ def _add_teach(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=_RAW,
     )
     parser.add_argument("checkpoint", type=Path, help="the teacher's checkpoint folder")
-    _add_corpus(parser)
+    add_corpus(parser)
     parser.add_argument("--direction", required=True, help="as in en-de")
     parser.add_argument("--sources", metavar="GLOB", nargs="+", default=["*"],
                         help="names of sources, as in 'mono/*' (default: all with a side in the "
@@ -126,8 +118,8 @@ def _add_teach(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--beam", type=int, default=1, help="hypotheses at a time (1: greedy)")
     parser.add_argument("--minutes", type=float, default=0.0,
                         help="stop at this time with a sample of the texts (default: all of them)")
-    _add_tests(parser, "whose sentences must not be translated")
-    _add_machine(parser)
+    add_tests(parser, "whose sentences must not be translated")
+    add_machine(parser)
     parser.set_defaults(run=train_teach)
 
 
@@ -136,7 +128,7 @@ def train_teach(arguments: argparse.Namespace) -> int:
     from training.stages import find_device
     from training.teach import TranslateConfig, teach, texts_to_translate
 
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     config = TranslateConfig(str(arguments.checkpoint), arguments.direction,
                              tuple(arguments.sources), beam=arguments.beam,
                              minutes=arguments.minutes)  # fmt: skip
@@ -183,7 +175,7 @@ def _add_shortlist(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="example:\n  gpt2-mt train shortlist --corpus corpus --tokenizer t.json --out s.npz",
         formatter_class=_RAW,
     )
-    _add_corpus(parser)
+    add_corpus(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="the file, NAME.npz")
     parser.add_argument("--languages", default="", help="codes, separated by commas; default: all")
@@ -192,7 +184,7 @@ def _add_shortlist(stages: argparse._SubParsersAction[argparse.ArgumentParser]) 
                               ("candidates", 40, "target tokens of each source token"),
                               ("common", 1000, "target tokens that may always come")):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
-    _add_tests(parser, "whose sentences must not be learnt from")
+    add_tests(parser, "whose sentences must not be learnt from")
     parser.set_defaults(run=train_shortlist)
 
 
@@ -203,7 +195,7 @@ def train_shortlist(arguments: argparse.Namespace) -> int:
     options = Options(arguments.pairs, arguments.candidates, arguments.common)
     cleaner = Cleaner(LeakCheck.of_folders(arguments.tests))
     text = make_shortlist(arguments.corpus, arguments.tokenizer, arguments.out, options,
-                          _codes(arguments.languages), arguments.sources, cleaner)  # fmt: skip
+                          codes(arguments.languages), arguments.sources, cleaner)  # fmt: skip
     sys.stdout.write(f"{text}\nwrote {arguments.out}\n")
     return 0
 
@@ -229,8 +221,8 @@ def _add_adapt(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--new-tests", type=Path, metavar="DIR", help="test sets of the new domain")
     parser.add_argument("--limit", type=int, default=100,
                         help="lines of each test set and direction to score (100; 0: all)")
-    _add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set minutes=30")
-    _add_machine(parser)
+    add_set(parser, "KEY=VALUE", "a key of the recipe, as in --set minutes=30")
+    add_machine(parser)
     parser.set_defaults(run=train_adapt)
 
 
@@ -238,11 +230,11 @@ def train_adapt(arguments: argparse.Namespace) -> int:
     from training.adapt import Request, adapt
     from training.errors import ConfigError
 
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     if arguments.limit < 0:
         raise ConfigError(f"--limit {arguments.limit}: must be 0 (all) or more")
     names = ("checkpoint", "data", "out", "text", "language", "old_tests", "new_tests", "limit")
-    settings = dict(_setting(text) for text in arguments.set)
+    settings = dict(setting(text) for text in arguments.set)
     request = Request(**{name: getattr(arguments, name) for name in names}, settings=settings)
 
     def tell(text: str) -> None:
@@ -268,21 +260,6 @@ def _add_run(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=train_pipeline)
 
 
-def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `gpt2-mt train run` and `gpt2-mt build` take alike."""
-    parser.add_argument("pipeline", help="a TOML file, or the name of a built-in pipeline")
-    _add_corpus(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for stages and report")
-    _add_tests(parser, "to score on, whose sentences must not be trained on")
-    parser.add_argument("--limit", type=int, help="sentences a test set and direction to score "
-                        "(default: the pipeline's, 200; 0: all)")  # fmt: skip
-    _add_set(parser, "STAGE.KEY=VALUE",
-             "a key, as in --set student.minutes=30; defaults.KEY and report.KEY too")  # fmt: skip
-    parser.add_argument("--redo", metavar="STAGE", action="append", default=[],
-                        help="make a stage and all that builds on it anew; may be repeated")
-    _add_machine(parser)
-
-
 @contextmanager
 def opened_runner(arguments: argparse.Namespace) -> Iterator[Runner]:
     """The checked pipeline of a command's arguments, alone in its folder and ready to run."""
@@ -291,10 +268,10 @@ def opened_runner(arguments: argparse.Namespace) -> Iterator[Runner]:
     from training.runner import Runner, Where
     from training.stages import find_device
 
-    settings = [_setting(text) for text in arguments.set]
+    settings = [setting(text) for text in arguments.set]
     if arguments.limit is not None:
         settings.append(("report.limit", arguments.limit))
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     pipeline = load_pipeline(arguments.pipeline, settings)
     where = Where(arguments.corpus, arguments.out, tuple(arguments.tests), arguments.device)
     with joined(device_of_rank(find_device(arguments.device))) as ranks:
@@ -316,17 +293,6 @@ def train_pipeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _set_threads(threads: int) -> None:
-    import torch
-
-    from training.errors import ConfigError
-
-    if threads < 0:
-        raise ConfigError(f"--threads {threads}: must be 0 (all cores) or more")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of torchrun on this machine
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // here))
-
-
 def train_tokenizer(arguments: argparse.Namespace) -> int:
     from training.corpus import find_sources, read_lines
     from training.errors import ConfigError
@@ -335,7 +301,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
 
     data = stage_data(arguments.recipe) if arguments.recipe else None
     weights, list_file = (data.weights, data.list) if data else ({"*": 1.0}, "")
-    languages = _codes(arguments.languages) or list(data.languages if data else ())
+    languages = codes(arguments.languages) or list(data.languages if data else ())
     if not languages:
         raise ConfigError("--languages: give codes, or a --recipe that has them")
     if arguments.megabytes <= 0:
@@ -347,10 +313,6 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
                           arguments.out, sets)  # fmt: skip
     sys.stdout.write(f"{text}\nwrote {arguments.out / 'tokenizer.json'}\n")
     return 0
-
-
-def _codes(text: str | None) -> list[str]:
-    return [code.strip() for code in (text or "").split(",") if code.strip()]
 
 
 def _aligned(stem: Path, languages: list[str]) -> dict[str, Path]:
@@ -369,9 +331,9 @@ def train_stage(arguments: argparse.Namespace) -> int:
     from training.pipeline import stage_recipe
     from training.stages import start
 
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     given = {"init": arguments.init, "adds": arguments.add}
-    config = stage_recipe(arguments.recipe, dict(_setting(s) for s in arguments.set),
+    config = stage_recipe(arguments.recipe, dict(setting(s) for s in arguments.set),
                           [key for key, value in given.items() if value])  # fmt: skip
     if config.stage != arguments.stage:
         raise ConfigError(
@@ -385,18 +347,3 @@ def train_stage(arguments: argparse.Namespace) -> int:
         sys.stdout.write((arguments.out / "corpus.txt").read_text(encoding="utf-8"))
         sys.stdout.write(f"wrote {checkpoint}\n")
     return 0
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """`key=value`, the value in TOML's notation; a bare word is a string."""
-    import tomllib
-
-    from training.errors import ConfigError
-
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals:
-        raise ConfigError(f"--set {text}: must be KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        return key, value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import _setting
+from training.arguments import setting
 from training.config import RECIPES, differences, load_recipe
 from training.errors import ConfigError
 
@@ -132,12 +132,12 @@ def test_overrides_replace_keys_and_the_other_bound_gives_way(tmp_path: Path) ->
     ],
 )  # fmt: skip
 def test_settings_are_parsed(text: str, expected: tuple[str, object]) -> None:
-    assert _setting(text) == expected
+    assert setting(text) == expected
 
 
 def test_a_setting_without_a_value_is_named() -> None:
     with pytest.raises(ConfigError, match="--set steps: must be KEY=VALUE"):
-        _setting("steps")
+        setting("steps")
 
 
 def test_differences_name_dotted_keys(tmp_path: Path) -> None:
