@@ -22,7 +22,7 @@ from app.settings import DEFAULT_BUNDLE
 from benchmarks import peers
 from benchmarks.command import parser, say
 from benchmarks.models import write_large
-from benchmarks.peers import Variant, facts, measure, start
+from benchmarks.peers import Variant, facts, measure, running
 from benchmarks.roofline import Work
 from benchmarks.tables import Spread, markdown
 from benchmarks.texts import PROMPT_TOKENS, prompts
@@ -120,12 +120,8 @@ def run(place: Path, device: str, batches: Sequence[int], tokens: int, rounds: i
     """Of one model."""
     bundle = Bundle.open(place / "fp16")
     rows = prompts(bundle, max(*batches, peers.CALLS), seed=0)
-    workers = start(place, variants(device, max(batches)), place / "logs")
-    try:
+    with running(place, variants(device, max(batches)), place / "logs") as workers:
         return measure(workers, rows, rounds, batches, tokens, OURS)
-    finally:
-        for _, worker in workers.values():
-            worker.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
