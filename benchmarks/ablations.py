@@ -4,7 +4,7 @@
 scores every cell of ablations.toml with every seed; a cell that is done is skipped, one that was
 stopped goes on. `table --out DIR --figures DIR` prints Markdown tables and draws them. Cells that
 learn from teachers need `--teacher GLOB=CHECKPOINT` (probabilities) and `--teacher-files DIR`
-(translations, as one-way files).
+(translations, as one-way files). A cell `like` another has its model and translates `via` others.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ def run_cells(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     spec = tomllib.loads(arguments.spec.read_text(encoding="utf-8"))
     wanted = arguments.cells.split(",") if arguments.cells else [c["name"] for c in spec["cells"]]
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in map(int, arguments.seeds.split(",")) if arguments.seeds else spec["seeds"]:
         for cell in spec["cells"]:
             folder = arguments.out / f"{cell['name'].replace(' ', '')}-{seed}"
             if cell["name"] in wanted and not (folder / "results.json").exists():
                 results = run_cell(spec, cell, seed, folder, arguments)
+                folder.mkdir(exist_ok=True)
                 text = json.dumps({"cell": cell["name"], "seed": seed, **results}, indent=2)
                 (folder / "results.json").write_text(text + "\n", encoding="utf-8")
 
@@ -69,8 +71,13 @@ def run_cell(
 ) -> Results:
     from training.stages import start
 
+    if "like" in cell:  # that cell's model, and another way of translating with it
+        checkpoint = folder.with_name(f"{cell['like'].replace(' ', '')}-{seed}") / "finetune"
+        scores = scores_of(checkpoint / "checkpoint", arguments.tests, spec, arguments.limit,
+                           cell["via"])  # fmt: skip
+        return {"scores": scores, "seconds": {}}
     results: Results = {}
-    checkpoint: Path | None = None
+    checkpoint = None
     common = (arguments.corpus, arguments.tokenizer, [arguments.tests])
     for stage in ("pretrain", "finetune"):
         if stage == "pretrain" and stage not in cell:
@@ -96,7 +103,7 @@ def run_cell(
             results["text"] = bits_per_byte(checkpoint, arguments.tests, spec["text_set"])
             results["auxiliary"] = last_validation(folder / stage)
     assert checkpoint is not None
-    results["scores"] = scores_of(checkpoint, arguments.tests, spec["sets"], arguments.limit)
+    results["scores"] = scores_of(checkpoint, arguments.tests, spec, arguments.limit)
     return results
 
 
@@ -147,16 +154,21 @@ def bits_per_byte(checkpoint: Path, tests: Path, name: str) -> dict[str, float]:
     return found
 
 
-def scores_of(checkpoint: Path, tests: Path, sets: list[str], limit: int) -> list[Results]:
+def scores_of(
+    checkpoint: Path, tests: Path, spec: Results, limit: int, via: dict[str, str] | None = None
+) -> list[Results]:
+    """Of the directions that were learnt and of the spec's `unseen`, where a pair in `via` goes
+    through another language."""
+    from export.routes import routed
     from training.evaluate import checkpoint_translator
     from training.scores import find_sets, score
 
-    translate = checkpoint_translator(checkpoint)
+    translate = routed(checkpoint_translator(checkpoint), via or {})
     meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
-    learnt = [tuple(pair) for pair in meta["pairs"]]
+    asked = {"-".join(pair) for pair in meta["pairs"]} | {*spec.get("unseen", ())}
     rows = []
-    for test in find_sets(tests, meta["languages"], sets, limit):
-        if (test.source, test.target) in learnt:
+    for test in find_sets(tests, meta["languages"], spec["sets"], limit):
+        if f"{test.source}-{test.target}" in asked:
             outputs = translate(test.sources, test.source, test.target)
             rows.append(score(test, outputs).as_dict())
     return rows
