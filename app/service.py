@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from app.bundle import Bundle
 from app.engine.engine import Engine
+from app.engine.group import EngineGroup
 from app.engine.memory import CacheSize, fit_cache
 from app.errors import BundleError, SettingsError
 from app.metrics import Metrics
@@ -24,6 +25,9 @@ from app.tasks.translate import Translator
 from app.text.detect import Detector
 from app.text.tokenizer import TextTokenizer
 
+if TYPE_CHECKING:
+    from app.engine.session import GraphDecoder
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
@@ -31,6 +35,7 @@ class ServiceOptions:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    engines: int = 1
     slots: int | None = None
     cache_mb: int | None = None
     prefix_slots: int = 0
@@ -55,7 +60,7 @@ class Service:
     bundle: Bundle
     cache: CacheSize
     placement: str  # the device, and whether answers depend on the load
-    engine: Engine
+    engine: Engine | EngineGroup
     detector: Detector
     translator: Translator
     generator: Generator
@@ -72,7 +77,7 @@ class Service:
     @classmethod
     def open(cls, path: Path, options: ServiceOptions, metrics: Metrics) -> Service:
         """Check the bundle, load the model; the engine is not started yet."""
-        from app.engine.placement import describe, open_decoder, same_answers  # onnxruntime: 0.2 s
+        from app.engine.placement import describe, same_answers  # onnxruntime: 0.2 s
 
         bundle = Bundle.open(path)
         manifest = bundle.manifest
@@ -83,19 +88,11 @@ class Service:
                 param="shortlist",
             )
         shortlist = Shortlist.of(bundle) if options.shortlist else None
-        cache = fit_cache(manifest, options.slots, options.cache_mb, options.prefix_slots)
-        try:
-            decoder = open_decoder(
-                bundle,
-                options.device,
-                slots=cache.slots,
-                spare=cache.spare,
-                threads=options.threads,
-                lists=options.shortlist,
-            )
-        except BundleError as error:
-            raise type(error)(f"{str(path)!r}: {error.detail}", param=error.param) from error
-        engine = Engine(decoder, metrics, max_queue=options.max_queue)
+        decoders, cache = _open_decoders(bundle, path, options)
+        decoder = decoders[0]
+        queue = -(-options.max_queue // len(decoders))
+        engines = [Engine(one, metrics, max_queue=queue) for one in decoders]
+        engine = EngineGroup(engines, options.max_queue) if engines[1:] else engines[0]
         tokenizer = TextTokenizer.of(bundle)
         detector = Detector(list(manifest.languages))
         limits = TaskLimits(
@@ -130,3 +127,31 @@ class Service:
             Generator(engine, tokenizer, limits),
             limits,
         )
+
+
+def _open_decoders(
+    bundle: Bundle, path: Path, options: ServiceOptions
+) -> tuple[list[GraphDecoder[Any]], CacheSize]:
+    """One for each engine; more than one are for CPUs."""
+    from app.engine.placement import open_decoder
+    from app.engine.runtime import available_threads
+
+    count, device = options.engines, options.device
+    cache = fit_cache(
+        bundle.manifest, options.slots, options.cache_mb, options.prefix_slots, count
+    )
+    if count > 1 and device == "auto":
+        device = "cpu"
+    threads = options.threads
+    if threads is None and count > 1:
+        threads = max(1, available_threads() // count)
+    try:
+        return [
+            open_decoder(
+                bundle, device, slots=cache.slots, spare=cache.spare, threads=threads,
+                lists=options.shortlist,
+            )
+            for _ in range(count)
+        ], cache  # fmt: skip
+    except BundleError as error:
+        raise type(error)(f"{str(path)!r}: {error.detail}", param=error.param) from error

@@ -41,7 +41,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where the bundle can run on it, else the CPU."
     )
-    threads: int | None = Field(None, ge=1, le=256, description="Left out: from the CPU quota.")
+    threads: int | None = Field(
+        None, ge=1, le=256, description="Of each engine. Left out: its share of the CPU quota."
+    )
+    engines: int = Field(
+        1, ge=1, le=64, description="Side by side on a CPU, with the slots between them."
+    )
     slots: int | None = Field(
         None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."
     )
@@ -102,6 +107,8 @@ class Settings(BaseSettings):
                 f"default_timeout_s {self.default_timeout_s:g} is over "
                 f"max_timeout_s {self.max_timeout_s:g}"
             )
+        if self.engines > 1 and self.device == "cuda":
+            raise ValueError(f"engines is {self.engines}: more than 1 are for CPUs")
         if self.replicas > 1 and self.engine == "local":
             raise ValueError(f"replicas is {self.replicas}: more than 1 need engine ray")
         return self

@@ -103,6 +103,7 @@ def export_bundle(
             )
             manifest = manifest.model_copy(update={"verification": facts})
         _write_manifest(folder, manifest)
+        Bundle.open(folder)  # what cannot be opened replaces nothing
     return Bundle.open(place)
 
 
@@ -225,7 +226,8 @@ def convert_bundle(
     if shortlist is None and precision != "fp16":
         shortlist = opened.shortlist_path
     options["shortlist"] = shortlist
-    options["via"] = options.get("via") or opened.manifest.via
+    if options.get("via") is None:
+        options["via"] = opened.manifest.via
     with tempfile.TemporaryDirectory() as spare:
         source = restore_checkpoint(opened, Path(spare) / "checkpoint").path
         return export_bundle(

@@ -148,12 +148,15 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _routes(args: argparse.Namespace) -> tuple[dict[str, str], tuple[ScoreEntry, ...]]:
-    """What --scores and --pivoted say for the manifest."""
-    if args.pivoted is None:
-        return {}, read_scores(args.scores) if args.scores else ()
+def _routes(
+    args: argparse.Namespace,
+) -> tuple[dict[str, str] | None, tuple[ScoreEntry, ...]]:
+    """What --scores and --pivoted say for the manifest; None: nothing of routes."""
     from export.errors import ExportError
-    from export.routes import compare
+    from export.routes import compare, routes_of
+
+    if args.pivoted is None:
+        return (routes_of(args.scores), read_scores(args.scores)) if args.scores else (None, ())
 
     if args.scores is None:
         raise ExportError("--pivoted is compared with --scores, which is missing")

@@ -58,26 +58,44 @@ def ways(model: Path, served: Collection[str], pivot: str | None) -> dict[str, s
     return found
 
 
+def routes_of(results: Path) -> dict[str, str] | None:
+    """The routes that the scores of a results.json were measured with; None if it has none."""
+    try:
+        data = json.loads(results.read_text(encoding="utf-8"))
+        return dict(data.get("via", {})) or None if isinstance(data, dict) else None
+    except (OSError, ValueError, TypeError) as error:
+        raise ExportError(f"scores file {str(results)!r} cannot be read: {error}") from None
+
+
 def compare(direct: Path, through: Path) -> Routes:
-    """From two results.json, the second of `evaluate --pivot LANGUAGE`: the pairs whose mean BLEU
-    over the sets of both is higher through the other language, and the scores of all pairs."""
+    """From two results.json, the second of `evaluate --pivot LANGUAGE`: the pairs that score
+    higher through the other language, by mean BLEU and by mean chrF over the sets of both, and
+    the scores of all pairs, each as it is translated then."""
     one, two = _read(direct), _read(through)
     if one["via"]:
         raise ExportError(f"{str(direct)!r} has pairs that go through another language: "
                           "measure it with `evaluate --pivot none`")  # fmt: skip
     if not two["via"]:
         raise ExportError(f"{str(through)!r} is not of `evaluate --pivot LANGUAGE`")
-    former = {(r["set"], r["source"], r["target"]): r["bleu"] for r in one["rows"]}
-    gains: dict[str, list[float]] = {}
+    former = {(r["set"], r["source"], r["target"]): r for r in one["rows"]}
+    gains: dict[str, list[tuple[float, float]]] = {}
     for row in two["rows"]:
         key, pair = (row["set"], row["source"], row["target"]), f"{row['source']}-{row['target']}"
-        if key in former and pair in two["via"]:
-            gains.setdefault(pair, []).append(row["bleu"] - former[key])
-    via = {pair: two["via"][pair] for pair, found in sorted(gains.items()) if sum(found) > 0}
-    theirs = {(s.set, s.source, s.target, s.metric): s for s in two["scores"]
-              if f"{s.source}-{s.target}" in via}  # fmt: skip
-    kept = [theirs.get((s.set, s.source, s.target, s.metric), s) for s in one["scores"]]
-    return Routes(via, tuple(kept))
+        if key not in former or pair not in two["via"]:
+            continue
+        then = former[key]
+        for name in ("sentences", "bleu_signature", "chrf_signature"):
+            if then[name] != row[name]:
+                raise ExportError(f"{str(through)!r}: {row['set']} {pair} has {name} {row[name]!r},"
+                                  f" in {str(direct)!r} it is {then[name]!r}")  # fmt: skip
+        gain = row["bleu"] - then["bleu"], row["chrf"] - then["chrf"]
+        gains.setdefault(pair, []).append(gain)
+    better = [pair for pair, of in sorted(gains.items())
+              if all(sum(by_metric) > 0 for by_metric in zip(*of, strict=True))]  # fmt: skip
+    via = {pair: two["via"][pair] for pair in better}
+    direct_scores = [s for s in one["scores"] if f"{s.source}-{s.target}" not in via]
+    routed_scores = [s for s in two["scores"] if f"{s.source}-{s.target}" in via]
+    return Routes(via, (*direct_scores, *routed_scores))
 
 
 def _read(path: Path) -> dict[str, Any]:

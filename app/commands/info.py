@@ -20,8 +20,9 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.load({name: getattr(args, name) for name in names})
     logging.basicConfig(level="INFO", format="%(message)s")  # why a device was not taken
     bundle = Bundle.open(settings.bundle)
-    manifest, spare = bundle.manifest, settings.prefix_slots
-    cache = fit_cache(manifest, settings.slots, settings.cache_mb, spare)
+    cache = fit_cache(
+        bundle.manifest, settings.slots, settings.cache_mb, settings.prefix_slots, settings.engines
+    )
     facts = describe(bundle, cache) | place(bundle, settings)
     text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
     sys.stdout.write(text + "\n")
@@ -44,6 +45,7 @@ def describe(bundle: Bundle, cache: CacheSize) -> dict[str, Any]:
         "limits": manifest.limits.model_dump(),
         "shortlist": bundle.shortlist_path is not None,
         "kv_memory": {
+            "engines": cache.engines,
             "slots": cache.slots,
             "prefix_slots": cache.spare,
             "padding_slots": cache.padding,
@@ -71,7 +73,7 @@ def render(facts: dict[str, Any]) -> str:
     model, kv, limits = facts["model"], facts["kv_memory"], facts["limits"]
     cache = CacheSize(
         kv["slots"], kv["tokens_per_slot"], kv["bytes_per_token"], kv["prefix_slots"],
-        kv["padding_slots"],
+        kv["padding_slots"], kv["engines"],
     )  # fmt: skip
     languages = ", ".join(f"{code} ({name})" for code, name in facts["languages"].items())
     provenance = facts["provenance"]

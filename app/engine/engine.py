@@ -36,7 +36,7 @@ from app.errors import AppError, DeadlineExceeded, EngineFailed, NotReady, Queue
 from app.metrics import Metrics
 
 PHASES = ("prefill", "chunk", "decode", "move", "copy")  # of runs that can fail
-_GRACE_S = 5.0  # for the run in progress when the time to drain is up
+GRACE_S = 5.0  # for the run in progress when the time to drain is up
 _PACE_S = 30.0  # how far back the pace of the queue is measured
 
 
@@ -96,30 +96,37 @@ class Engine:
             self._stop_at = min(self._stop_at, time.monotonic() + wait)
             self._wake.notify()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(wait + _GRACE_S)
+            self._thread.join(wait + GRACE_S)
 
     def stats(self) -> EngineStats:
         with self._wake:
             return EngineStats(self._queued(), self._scheduler.active, self._decoder.slots)
 
-    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
-        """All of the requests or none; see `app.errors` for what it raises.
-
-        `begun`: others of the same job were taken before, and these are however many wait.
-        """
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises what is wrong with one of them, as `submit` does."""
         for request in requests:
             validate(request, self._decoder)
+
+    def submit(
+        self, requests: Sequence[Request], begun: bool = False, large: bool = False
+    ) -> list[Ticket]:
+        """All of the requests or none; see `app.errors` for what it raises.
+
+        `begun`: others of the same job were taken before, and these are however many wait;
+        `large`: they are part of a job that is batch for its size.
+        """
+        self.check(requests)
         with self._wake:
             if not self._open:
                 raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
             if self._queued() >= self._max_queue and not begun:
                 raise QueueFull(
                     f"{self._queued()} sequences are waiting; the limit is {self._max_queue}",
-                    retry_after_s=self._retry_after(),
+                    retry_after_s=self.retry_after(),
                 )
             now = time.monotonic()
             job = next(self._jobs)
-            large, capacity = len(requests) > INTERACTIVE, self._decoder.capacity
+            large, capacity = large or len(requests) > INTERACTIVE, self._decoder.capacity
             running = [Running(one, capacity, now, job, large or one.batch) for one in requests]
             self._inbox += running
             self._live.update(running)
@@ -130,7 +137,7 @@ class Engine:
     def _queued(self) -> int:
         return len(self._inbox) + self._scheduler.waiting
 
-    def _retry_after(self) -> float:
+    def retry_after(self) -> float:
         """Seconds until the queue is short enough again, at the pace of the last ends."""
         now = time.monotonic()
         recent = [end for end in self._ends if end > now - _PACE_S]

@@ -32,25 +32,30 @@ class CacheSize:
     token_bytes: int
     spare: int = 0  # slots for beginnings of prompts
     padding: int = 0  # one, where runs are padded to an even number of rows
+    engines: int = 1  # each with all of these
 
     @classmethod
     def of(
-        cls, manifest: Manifest, slots: int, capacity: int | None = None, spare: int = 0
-    ) -> CacheSize:
+        cls, manifest: Manifest, slots: int, capacity: int | None = None, spare: int = 0,
+        engines: int = 1,
+    ) -> CacheSize:  # fmt: skip
         model, capacity = manifest.model, capacity or manifest.limits.context
         item = _BYTES[manifest.graph.cache_dtype]
         # a key and a value in each layer
         token_bytes = 2 * model.layers * model.heads * model.head_size * item
         padding = manifest.graph.row_multiple - 1
-        return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare, padding)
+        return cls(slots, capacity + capacity % COLUMNS, token_bytes, spare, padding, engines)
 
     @property
     def bytes(self) -> int:
-        return (self.slots + self.spare + self.padding) * self.tokens * self.token_bytes
+        rows = self.engines * (self.slots + self.spare + self.padding)
+        return rows * self.tokens * self.token_bytes
 
     def __str__(self) -> str:
         more = self.spare + self.padding
         slots = f"{self.slots} + {more}" if more else f"{self.slots}"
+        if self.engines > 1:
+            slots = f"{self.engines} x ({slots})"
         return (
             f"{slots} slots x {self.tokens} tokens x {self.token_bytes:,} bytes = "
             f"{self.bytes / _MB:.1f} MB"
@@ -58,16 +63,22 @@ class CacheSize:
 
 
 def fit_cache(
-    manifest: Manifest, slots: int | None, cache_mb: int | None, spare: int = 0
+    manifest: Manifest, slots: int | None, cache_mb: int | None, spare: int = 0, engines: int = 1
 ) -> CacheSize:
-    """With the slots that are given, or as many as fit into `cache_mb`; an error if they do not."""
+    """With the slots that are given, or as many as fit into `cache_mb`; an error if they do not.
+
+    `slots` and `cache_mb` are shared by the engines, rounded up to whole slots of each; `spare`
+    is each one's.
+    """
     if cache_mb is None:
-        return CacheSize.of(manifest, slots or DEFAULT_SLOTS, spare=spare)
+        each = -(-(slots or DEFAULT_SLOTS) // engines)
+        return CacheSize.of(manifest, each, spare=spare, engines=engines)
     size = CacheSize.of(manifest, 1)
     one = size.tokens * size.token_bytes
     spare += size.padding
-    most = min(cache_mb * _MB // one - spare, MAX_SLOTS)
-    wanted = slots or max(most, 1)
+    most = min(cache_mb * _MB // one // engines - spare, MAX_SLOTS) * engines
+    spare *= engines
+    wanted = -(-slots // engines) * engines if slots else max(most, engines)
     if wanted > most:
         raise SettingsError(
             f"slots {wanted} and cache_mb {cache_mb} contradict: {wanted} slots take "
@@ -75,4 +86,5 @@ def fit_cache(
             "prefixes and padding)",
             param="cache_mb",
         )
-    return CacheSize.of(manifest, wanted, spare=spare - size.padding)
+    each = spare // engines - size.padding
+    return CacheSize.of(manifest, wanted // engines, spare=each, engines=engines)

@@ -221,11 +221,16 @@ class Attempts:
         """With its wrong numbers put right, if it is plain which are meant."""
         if "numbers" not in found.flags or found.text is not piece.text:
             return found
-        output = numbers.repaired(piece.text.text, found.output, piece.languages)
+
+        def right(output: str) -> str | None:
+            return numbers.repaired(piece.text.text, output, piece.languages)
+
+        output = right(found.output)
         if output is None:
             return found
         left = tuple(flag for flag in found.flags if flag != "numbers")
-        return replace(found, output=output, flags=left, repaired=True)
+        others = tuple((right(text) or text, score) for text, score in found.hypotheses)
+        return replace(found, output=output, flags=left, hypotheses=others, repaired=True)
 
     def _more(self, piece: Piece, found: Candidate) -> Protected:
         """The piece with the missing numbers and terms protected as well."""

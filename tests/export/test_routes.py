@@ -11,7 +11,7 @@ import pytest
 
 from app.bundle import Bundle
 from export.errors import ExportError
-from export.routes import compare, routed, ways
+from export.routes import compare, routed, routes_of, ways
 from export.translator import Result
 
 
@@ -41,25 +41,30 @@ def test_ways_are_the_bundles_or_those_asked_for(fp32_bundle: Bundle, tmp_path: 
         ways(folder, served, "xx")
 
 
-def results(path: Path, via: dict[str, str], **bleu: float) -> Path:
-    """As `evaluate` writes them; `adezh=5` is 5 BLEU of set a, de-zh."""
-    where = [{"set": key[:1], "source": key[1:3], "target": key[3:]} for key in bleu]
-    rows = [{**at, "bleu": value} for at, value in zip(where, bleu.values(), strict=True)]
-    scores = [{**at, "metric": "BLEU", "value": at_row["bleu"], "signature": "s"}
-              for at, at_row in zip(where, rows, strict=True)]  # fmt: skip
+def results(path: Path, via: dict[str, str], signature: str = "s", **bleu: float) -> Path:
+    """As `evaluate` writes them; `adezh=5` is 5 BLEU and 10 chrF of set a, de-zh, `adezh=5.5` the
+    same of 5.5 and, as its tenths are odd, 1 chrF."""
+    rows, scores = [], []
+    for key, value in bleu.items():
+        at = {"set": key[:1], "source": key[1:3], "target": key[3:]}
+        chrf = 1.0 if value % 1 else 2 * value
+        rows.append({**at, "bleu": value, "chrf": chrf, "sentences": 9,
+                     "bleu_signature": signature, "chrf_signature": "c"})  # fmt: skip
+        scores.append({**at, "metric": "BLEU", "value": value, "signature": signature})
     path.write_text(json.dumps({"via": via, "rows": rows, "scores": scores}))
     return path
 
 
-def test_the_better_way_is_found_by_mean_bleu_and_its_scores_are_kept(tmp_path: Path) -> None:
-    ways_two = {"de-zh": "en", "fr-zh": "en"}
-    one = results(tmp_path / "one", {}, adezh=5, bdezh=3, afrzh=2, aende=1, czhde=1)
-    two = results(tmp_path / "two", ways_two, adezh=4, bdezh=5, afrzh=2, aende=9, dzhde=9)
+def test_the_better_way_is_found_and_its_scores_are_kept(tmp_path: Path) -> None:
+    ways_two = {"de-zh": "en", "fr-zh": "en", "de-fr": "en"}
+    one = results(tmp_path / "one", {}, adezh=5, bdezh=3, cdezh=9, afrzh=2, aende=1, adefr=5)
+    two = results(tmp_path / "two", ways_two, adezh=4, bdezh=5, afrzh=2, aende=9, adefr=5.5)
     via, scores = compare(one, two)
-    assert via == {"de-zh": "en"}
+    assert via == {"de-zh": "en"}, "fr-zh is no better, de-fr by one metric only"
     found = {(s.set, s.source, s.target): s.value for s in scores}
     assert found == {("a", "de", "zh"): 4, ("b", "de", "zh"): 5, ("a", "fr", "zh"): 2,
-                     ("a", "en", "de"): 1, ("c", "zh", "de"): 1}  # fmt: skip
+                     ("a", "en", "de"): 1, ("a", "de", "fr"): 5}  # fmt: skip
+    assert routes_of(two) == ways_two and routes_of(one) is None
 
 
 def test_results_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
@@ -69,6 +74,9 @@ def test_results_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
         compare(one, one)
     with pytest.raises(ExportError, match="'.*two' has pairs that go through another language"):
         compare(two, two)
+    other = results(tmp_path / "other", {"de-zh": "en"}, signature="lc", adezh=4)
+    with pytest.raises(ExportError, match="other': a de-zh has bleu_signature 'lc', in .* 's'"):
+        compare(one, other)
     (tmp_path / "bad").write_text("[]")
     with pytest.raises(ExportError, match="'.*bad' cannot be read"):
         compare(one, tmp_path / "bad")

@@ -54,6 +54,10 @@ def test_slots_follow_from_the_limit(fp32_bundle: Bundle) -> None:
     assert fit_cache(manifest, 76, 10).slots == 76
     with pytest.raises(SettingsError, match="slots 77 and cache_mb 10 contradict.*hold 76"):
         fit_cache(manifest, 77, 10)
+    assert fit_cache(manifest, None, 10, engines=2).slots == 38
+    assert fit_cache(manifest, 33, None, engines=2).slots == 17
+    with pytest.raises(SettingsError, match="slots 78 and cache_mb 10 contradict.*hold 76"):
+        fit_cache(manifest, 77, 10, engines=2)
     model = manifest.model.model_copy(update={"layers": 200})
     with pytest.raises(SettingsError, match="slots 1 and cache_mb 1 contradict.*hold 0"):
         fit_cache(manifest.model_copy(update={"model": model}), None, 1)
