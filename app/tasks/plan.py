@@ -118,6 +118,10 @@ class Planner:
         """See `Translator.start`."""
         source, target = self.pair(source, target, unchanged)
         self.check_glossary(options.glossary, source, target)
+        if options.search and options.beam > self._limits.slots:  # before a first leg, without one
+            raise InvalidField(
+                f"beam is {options.beam}: this server has {self._limits.slots} slots", param="beam"
+            )
         each = each and not isinstance(texts, str)
         items: Sequence[str | InvalidField]
         check = check_each if each else check_texts

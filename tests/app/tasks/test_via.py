@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import InvalidField
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.settings import DEFAULT_BUNDLE
@@ -127,3 +128,10 @@ def test_a_stream_tells_the_second_leg_only(service: Service) -> None:
     whole = run(service, [TEXTS[1]], "en", "de", VIA).translations[0].text
     found = asyncio.run(parts(VIA))
     assert "".join(found) == whole and len(found) > 1
+
+
+def test_a_beam_too_wide_is_refused_before_the_first_leg(service: Service) -> None:
+    narrow = replace(service, limits=replace(service.limits, slots=3))
+    with pytest.raises(InvalidField, match="beam is 4: this server has 3 slots") as refused:
+        run(narrow, TEXTS, "en", "de", VIA, replace(ONCE, beam=4))
+    assert refused.value.param == "beam" and service.engine.stats().active == 0
