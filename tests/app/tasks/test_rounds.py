@@ -128,6 +128,8 @@ def test_numbers_are_sought_then_put_right(service: Service) -> None:
     wrong = Bench(service, lambda text, beam: "Ich habe 7 Katzen.")
     (one,) = wrong.run("I have 2 cats.")
     assert one.text == "Ich habe 2 Katzen." and one.quality.sentences[0].method == "repair"
+    (one,) = wrong.run("I have 2 cats.", beam=2, alternatives=2)
+    assert [other.text for other in one.alternatives] == [one.text] == ["Ich habe 2 Katzen."]
     (one,) = Bench(service, lambda text, beam: "Ich habe Katzen.").run("I have 2 cats.")
     assert one.quality.flags == ("numbers",)
 
