@@ -17,27 +17,33 @@ Ids = list[list[int]]
 Generate = Callable[[Ids, int], Ids]
 
 
-def ours(folder: Path, threads: int = 0, slots: int = 32, device: str = "") -> Generate:
-    """With a device it is the decoder for GPUs, which runs on `cpu` too."""
+def ours(
+    folder: Path, threads: int = 0, slots: int = 32, device: str = "", engines: int = 1
+) -> Generate:
+    """With a device it is the decoder for GPUs, which runs on `cpu` too; engines share the slots,
+    each has so many threads."""
     from app.bundle import Bundle
     from app.engine.device import DeviceDecoder
     from app.engine.engine import Engine
+    from app.engine.group import EngineGroup
     from app.engine.request import Decoder, Event, Failed, Request, Token
     from app.engine.session import OnnxDecoder
     from app.metrics import Metrics
 
-    options: dict[str, Any] = {"slots": slots, "threads": threads or None}
-    decoder: Decoder = (
-        DeviceDecoder(Bundle.open(folder), device=device, **options)  # type: ignore[arg-type]
-        if device
-        else OnnxDecoder(Bundle.open(folder), **options)
-    )
-    engine = Engine(decoder, Metrics())
+    options: dict[str, Any] = {"slots": -(-slots // engines), "threads": threads or None}
+
+    def decoder() -> Decoder:
+        if device:
+            return DeviceDecoder(Bundle.open(folder), device=device, **options)  # type: ignore[arg-type]
+        return OnnxDecoder(Bundle.open(folder), **options)
+
+    made = [Engine(decoder(), Metrics()) for _ in range(engines)]
+    engine = EngineGroup(made, 10**6) if engines > 1 else made[0]
     engine.start()
 
     def generate(prompts: Ids, tokens: int) -> Ids:
         rows: Ids = [[] for _ in prompts]
-        left, done = len(prompts), threading.Event()
+        left, done, lock = len(prompts), threading.Event(), threading.Lock()
         failures: list[Exception] = []
 
         def listener(row: list[int]) -> Callable[[Event], None]:
@@ -48,9 +54,10 @@ def ours(folder: Path, threads: int = 0, slots: int = 32, device: str = "") -> G
                     return
                 if isinstance(event, Failed):
                     failures.append(event.error)
-                left -= 1  # on the engine's thread alone
-                if not left:
-                    done.set()
+                with lock:  # several engines have several threads
+                    left -= 1
+                    if not left:
+                        done.set()
 
             return hear
 

@@ -54,7 +54,9 @@ class Variant:
 def variants(cores: int) -> list[Variant]:
     """All of them; thread layouts are those that use all cores."""
     made = [Variant(f"ours {p}", "", "ours", p, {"threads": cores}) for p in ("int8", "fp32")]
-    options: dict[str, Any]
+    options: dict[str, Any] = {"threads": 1, "engines": cores}
+    if cores > 1:
+        made.append(Variant(MAIN, f"{cores} engines", "ours", "int8", options))
     for precision in ("int8", "fp32"):
         for inter, intra in layouts(cores):
             options = {"inter": inter, "intra": intra}

@@ -101,4 +101,4 @@ def test_the_table_tells_the_ratio() -> None:
     one = dict.fromkeys([*keys, "requests_per_s", "tokens_per_s", "failed"], 0.5)
     results = {"ours": {"highest_rate": 30.0, "trials": [{"rate": 30.0, **one}]},
                "peer": {"highest_rate": 10.0, "trials": [{"rate": 10.0, **one}]}}  # fmt: skip
-    assert "ours is 3.00 times that" in table(results)
+    assert "our best is 3.00 times that" in table(results)
