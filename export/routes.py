@@ -31,7 +31,8 @@ def routed(translate: Translate, via: Mapping[str, str]) -> Translate:
         if through is None:
             return translate(lines, source, target)
         middle = translate(lines, source, through)
-        ends = translate([text for text, _ in middle], through, target)
+        sent = [text or line for (text, _), line in zip(middle, lines, strict=True)]  # as served
+        ends = translate(sent, through, target)
         return [
             (text, "length" if first == "length" else reason)
             for (_, first), (text, reason) in zip(middle, ends, strict=True)

@@ -224,7 +224,9 @@ class AlternativeAnswer(_Answer):
 
 
 class SentenceQualityAnswer(_Answer):
-    score: float | None = Field(description="Mean log-probability of a token.")
+    score: float | None = Field(
+        description="Mean log-probability of a token; of two legs the lower."
+    )
     flags: list[Flag]
     lost: list[str] = Field(description="Placeholders and the like, missing or there twice.")
     method: Literal["first", "beam", "segments", "repair"] = Field(

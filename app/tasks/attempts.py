@@ -47,6 +47,7 @@ class Attempt:
     leg: int = 0
     middle: tuple[str, ...] = ()
     cut: bool = False  # the first leg was
+    score: float | None = None  # of the first leg
 
     def sent(self) -> list[str]:
         """Texts for the model."""
@@ -58,7 +59,7 @@ class Candidate:
     text: Protected
     output: str  # with private characters
     method: Method
-    score: float | None  # mean log-probability of a token
+    score: float | None  # mean log-probability of a token, of the weaker leg
     tokens: int
     flags: tuple[Flag, ...]
     lost: tuple[str, ...]  # protected words that are missing or there twice
@@ -134,7 +135,8 @@ class Attempts:
             prompt = self._tokenizer.translation_prompt(*languages, ids)
             forced = piece.forced if last and not requests else ()
             # a weak model goes on from a part of a sentence, and what loops is not worth more
-            free = 3 * len(ids) + 32 if attempt.method == "first" else 2 * len(ids) + 8
+            wide = attempt.method == "first" or not last
+            free = 3 * len(ids) + 32 if wide else 2 * len(ids) + 8
             room = min(free + len(forced), self._limits.context - len(prompt))
             listed = self._shortlist
             among = listed.candidates(*languages, ids) if listed else None
@@ -159,7 +161,8 @@ class Attempts:
             cut = cut or end.reason == "length" or len(ids) > most
             found = self._output(attempt, text, ids[:most])
             middle.append(found or text)
-        return replace(attempt, leg=attempt.leg + 1, middle=tuple(middle), cut=cut)
+        score = _mean([token.logprob for tokens, _ in told for token in tokens])
+        return replace(attempt, leg=attempt.leg + 1, middle=tuple(middle), cut=cut, score=score)
 
     def _output(self, attempt: Attempt, sent: str, ids: Sequence[int]) -> str:
         text = public(self._tokenizer.decode(ids)).strip()
@@ -199,7 +202,8 @@ class Attempts:
             sent, (ids, _) = next(outputs)
             parts.append(unmask(part, self._output(attempt, sent, ids)).text)
         logprobs = [value for _, values in told for value in values]
-        score = sum(logprobs) / len(logprobs) if logprobs else None
+        means = attempt.score, _mean(logprobs[len(piece.forced) :])  # what was given is certain
+        score = min((mean for mean in means if mean is not None), default=None)
         found = Candidate(attempt.text, "".join(parts), attempt.method, score,
                           len(logprobs), (), (), frozenset(), frozenset())  # fmt: skip
         return self._judged(found, piece, cut)
@@ -258,6 +262,10 @@ def scored(candidates: Sequence[Candidate], hypotheses: Sequence[Hypothesis]) ->
     kept = [i for i, one in enumerate(candidates) if not one.lost] or list(range(len(candidates)))
     found = tuple((candidates[i].output, hypotheses[i].score) for i in kept) if hypotheses else ()
     return replace(candidates[kept[0]], hypotheses=found)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _lost(text: Protected, output: str) -> tuple[str, ...]:

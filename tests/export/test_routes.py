@@ -28,6 +28,13 @@ def test_a_route_is_two_translations() -> None:
     assert asked == [("de", "en"), ("en", "zh"), ("zh", "de")]
 
 
+def test_where_the_first_step_says_nothing_the_text_itself_goes_on() -> None:
+    def translate(lines: Sequence[str], source: str, target: str) -> list[Result]:
+        return [Result("" if target == "en" else line.upper(), "stop") for line in lines]
+
+    assert routed(translate, {"de-zh": "en"})(["a"], "de", "zh") == [("A", "stop")]  # as served
+
+
 def test_ways_are_the_bundles_or_those_asked_for(fp32_bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(fp32_bundle.path, folder)

@@ -65,6 +65,8 @@ def test_it_is_one_translation_after_the_other(
         [middle] = run(service, [text], "en", "fr", {}).translations
         [end] = run(service, [middle.text], "fr", "de", {}, options).translations
         assert whole.text == end.text and whole.truncated == (middle.truncated or end.truncated)
+        legs = [one.quality.sentences[0].score for one in (middle, end)]
+        assert whole.quality.sentences[0].score == min(legs)  # what the first has lost is lost
     assert told == [(i, 8) for i in range(1, 9)]  # four sentences, two legs
     direct = run(service, TEXTS, "en", "de", {}, options)
     assert [t.text for t in one.translations] != [t.text for t in direct.translations]
