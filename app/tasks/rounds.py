@@ -1,9 +1,10 @@
 """The pieces of a request on the engine: first attempts, then what is flagged, then what is lost.
 
 All first attempts are one submission; while they run, what has come out flagged is tried again, in
-one submission at a time. What is decided for a piece depends on it and on those before it, so it is
-the same however the work was spread over time. Work that was begun is not given up because the
-queue is full meanwhile, so a request's answer does not depend on the load.
+one submission at a time, and second legs follow as their first ones end. What is decided for a
+piece depends on it and on those before it, so it is the same however the work was spread over time.
+Work that was begun is not given up because the queue is full meanwhile, so a request's answer does
+not depend on the load.
 """
 
 from __future__ import annotations
