@@ -12,7 +12,7 @@ import pytest
 
 from app.bundle import Bundle
 from export import bundle as module
-from export import evaluate, verify
+from export import translator, verify
 from export.bundle import build_model, export_bundle
 from export.checkpoint import Checkpoint
 from export.errors import VerificationFailed
@@ -130,13 +130,13 @@ def test_a_loss_of_bleu_is_found(
         (tmp_path / f"mini.{code}").write_text("Hallo\n" * 600)
     seen: list[int] = []
 
-    class Silent(evaluate.BundleTranslator):
+    class Silent(translator.BundleTranslator):
         def __call__(self, lines, source, target):  # type: ignore[no-untyped-def]
             seen.append(len(lines))
             return [(self._tokenizer.decode([]), "stop")] * len(lines)
 
     bleus = iter([int8_bleu, int8_bleu, 20.0, 20.0])
-    monkeypatch.setattr(evaluate, "BundleTranslator", Silent)
+    monkeypatch.setattr(translator, "BundleTranslator", Silent)
     real = scores.score
     monkeypatch.setattr(scores, "score", lambda *rest: replace(real(*rest), bleu=next(bleus)))
     if passes:
