@@ -107,26 +107,26 @@ class Engine:
         for request in requests:
             validate(request, self._decoder)
 
-    def submit(
-        self, requests: Sequence[Request], begun: bool = False, large: bool = False
-    ) -> list[Ticket]:
+    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
         """All of the requests or none; see `app.errors` for what it raises.
 
-        `begun`: others of the same job were taken before, and these are however many wait;
-        `large`: they are part of a job that is batch for its size.
+        `begun`: others of the same job were taken before, and these are however many wait.
         """
         self.check(requests)
         with self._wake:
-            if not self._open:
-                raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
-            if self._queued() >= self._max_queue and not begun:
+            if self._open and self._queued() >= self._max_queue and not begun:
                 raise QueueFull(
                     f"{self._queued()} sequences are waiting; the limit is {self._max_queue}",
                     retry_after_s=self.retry_after(),
                 )
-            now = time.monotonic()
-            job = next(self._jobs)
-            large, capacity = large or len(requests) > INTERACTIVE, self._decoder.capacity
+            return self.admit(requests, len(requests) > INTERACTIVE)
+
+    def admit(self, requests: Sequence[Request], large: bool) -> list[Ticket]:
+        """Take requests that were checked, however many wait; `large`: as batch, all of them."""
+        with self._wake:
+            if not self._open:
+                raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
+            now, job, capacity = time.monotonic(), next(self._jobs), self._decoder.capacity
             running = [Running(one, capacity, now, job, large or one.batch) for one in requests]
             self._inbox += running
             self._live.update(running)

@@ -51,37 +51,33 @@ class EngineGroup:
             sum(s.queued for s in found), sum(s.active for s in found), sum(s.slots for s in found)
         )
 
-    def submit(
-        self, requests: Sequence[Request], begun: bool = False, large: bool = False
-    ) -> list[Ticket]:
+    def submit(self, requests: Sequence[Request], begun: bool = False) -> list[Ticket]:
         """All of the requests or none; see `Engine.submit`."""
-        large = large or len(requests) > INTERACTIVE
-        for engine in self._engines[:1]:
-            engine.check(requests)
+        self._engines[0].check(requests)
         with self._lock:
             if not (self._open and self.alive):
                 raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
             found = [engine.stats() for engine in self._engines]
             queued = sum(stats.queued for stats in found)
             if queued >= self._max_queue and not begun:
-                wait = max(engine.retry_after() for engine in self._engines)
                 raise QueueFull(
                     f"{queued} sequences are waiting; the limit is {self._max_queue}",
-                    retry_after_s=wait,
+                    retry_after_s=max(engine.retry_after() for engine in self._engines),
                 )
-            shares = share([stats.queued + stats.active for stats in found],
-                           [request.slots for request in requests])  # fmt: skip
-            tickets: dict[int, Ticket] = {}
-            try:
-                for engine, share_ in zip(self._engines, shares, strict=True):
-                    if share_:
-                        part = [requests[i] for i in share_]
-                        made = engine.submit(part, begun=True, large=large)
-                        tickets.update(zip(share_, made, strict=True))
-            except BaseException:  # an engine has died just now
-                for ticket in tickets.values():
-                    ticket.cancel()
-                raise
+            loads = [stats.queued + stats.active for stats in found]
+            return self._admit(requests, share(loads, [request.slots for request in requests]))
+
+    def _admit(self, requests: Sequence[Request], shares: Sequence[list[int]]) -> list[Ticket]:
+        large, tickets = len(requests) > INTERACTIVE, dict[int, Ticket]()
+        try:
+            for engine, places in zip(self._engines, shares, strict=True):
+                if places:
+                    made = engine.admit([requests[i] for i in places], large)
+                    tickets.update(zip(places, made, strict=True))
+        except NotReady:  # one has died just now
+            for ticket in tickets.values():
+                ticket.cancel()
+            raise
         return [tickets[i] for i in range(len(requests))]
 
 
