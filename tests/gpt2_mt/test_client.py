@@ -9,15 +9,12 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from gpt2_mt import client as module
 from gpt2_mt.client import (
     AsyncClient,
     BadAnswer,
@@ -31,20 +28,16 @@ from gpt2_mt.client import (
     Retry,
     Sentence,
     ServerFailed,
-    TimedOut,
     Translated,
     Translation,
     Unavailable,
 )
 from gpt2_mt.messages import Chunk, Events, Language, chunk, live, read
-from gpt2_mt.retry import wait_asked
 from tests.fakes import FakeDecoder, RunFailed
+from tests.gpt2_mt.answers import EVENT, LANGUAGES, busy, giving, ok
 
 ONCE = Retry(attempts=1)
 QUICK = Retry(first_s=0.001, most_s=0.002)
-LANGUAGES = {"languages": [{"code": "en", "name": "English", "targets": ["de"], "new": 1}]}
-EVENT = 'data: {"index":0,"text":"a","finish_reason":null}\n\n'
-Answers = list[httpx.Response | Exception]
 
 
 def url(server: Any) -> str:
@@ -55,37 +48,6 @@ def url(server: Any) -> str:
 def client(server: Any) -> Iterator[Client]:
     with Client(url(server)) as made:
         yield made
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that a blocking client would have slept."""
-    found: list[float] = []
-    monkeypatch.setattr(module, "sleep", found.append)
-    return found
-
-
-def giving(*answers: httpx.Response | Exception) -> httpx.MockTransport:
-    """Each answer in turn; asked more often, it fails."""
-    rest = iter(answers)
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        found = next(rest)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    return httpx.MockTransport(answer)
-
-
-def ok() -> httpx.Response:
-    return httpx.Response(200, json=LANGUAGES)
-
-
-def busy(status: int = 503, retry_after: str | None = None) -> httpx.Response:
-    headers = {} if retry_after is None else {"Retry-After": retry_after}
-    body = {"code": "queue_full", "detail": "2 are waiting", "param": None, "request_id": "mine"}
-    return httpx.Response(status, json=body, headers=headers)
 
 
 def test_translate(client: Client, server: Any, sentences: list[str]) -> None:
@@ -305,81 +267,6 @@ def test_another_number_of_translations() -> None:
 def test_unknown_members_are_left_out() -> None:
     (given,) = LANGUAGES["languages"]
     assert read(Language, given) == Language("en", "English", ("de",))
-
-
-def test_the_servers_wish_is_waited_for(waits: list[float]) -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
-    answers = (busy(503, "3"), busy(429, soon), busy(503, "0"), ok())
-    with Client(transport=giving(*answers)) as client:
-        assert len(client.languages()) == 1
-    assert waits[0] == 3 and 17 < waits[1] <= 20 and waits[2] == 0
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [(None, None), ("", None), ("soon", None), ("-1", None), ("1.5", None), ("²", None),
-     ("9" * 5000, None), ("120", 120), ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
-     ("Fri, 31 Dec 1999 23:59:59 -0000", 0)],
-)  # fmt: skip
-def test_retry_after(header: str | None, seconds: float | None) -> None:
-    assert wait_asked(header) == seconds
-
-
-def test_without_a_wish_pauses_double(waits: list[float]) -> None:
-    policy = Retry(attempts=6, first_s=1, most_s=4)
-    answers: Answers = [
-        busy(), httpx.ConnectError("refused"), httpx.ReadError("reset"),
-        httpx.RemoteProtocolError("went away"), httpx.ConnectTimeout("late"), ok(),
-    ]  # fmt: skip
-    with Client(transport=giving(*answers), retry=policy) as client:
-        assert len(client.languages()) == 1
-    for wait, whole in zip(waits, [1, 2, 4, 4, 4], strict=True):
-        assert whole / 2 <= wait <= whole
-
-
-def test_attempts_and_time_are_bounded(waits: list[float]) -> None:
-    with (
-        Client(transport=giving(*[busy() for _ in range(4)])) as client,
-        pytest.raises(Unavailable),
-    ):
-        client.languages()
-    assert len(waits) == 3
-    with Client(transport=giving(busy(503, "61"))) as client, pytest.raises(Unavailable):
-        client.languages()
-    refused = [httpx.ConnectError("refused") for _ in range(2)]
-    with (
-        Client(transport=giving(*refused), retry=Retry(attempts=2)) as client,
-        pytest.raises(ConnectionFailed, match="refused") as caught,
-    ):
-        client.languages()
-    assert isinstance(caught.value.__cause__, httpx.ConnectError) and len(waits) == 4
-
-
-@pytest.mark.parametrize("failed", [httpx.ReadTimeout("late"), httpx.PoolTimeout("late")])
-def test_what_was_too_slow_is_not_asked_again(failed: Exception, waits: list[float]) -> None:
-    with Client(transport=giving(failed)) as client, pytest.raises(TimedOut):
-        client.translate("a", "de")
-    assert waits == []
-
-
-def test_a_stream_is_retried_before_its_first_event_only(waits: list[float]) -> None:
-    whole = httpx.Response(200, text=f": a comment\n\n{EVENT}data: [DONE]\n\n")
-    answers: Answers = [busy(503, "1"), httpx.ConnectError("no"), httpx.Response(200), whole]
-    with Client(transport=giving(*answers)) as client:
-        assert list(client.stream("a")) == [Chunk(0, "a", None)]
-    assert len(waits) == 3
-    with Client(transport=giving(httpx.Response(200, text=EVENT))) as client:
-        chunks = client.stream("a")
-        assert next(chunks).text == "a"
-        with pytest.raises(ConnectionFailed, match="broke off"):
-            next(chunks)
-    told = 'data: {"error":{"status":503,"code":"not_ready","detail":"bye","request_id":"x"}}\n\n'
-    with (
-        Client(transport=giving(httpx.Response(200, text=told))) as client,
-        pytest.raises(Unavailable, match="503 not_ready: bye"),
-    ):
-        next(client.stream("a"))
-    assert len(waits) == 3
 
 
 def test_events_in_any_pieces() -> None:
