@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from app.bundle import ScoreEntry
+    from export.routes import Routes
     from training.scores import Scores
 
 _PRECISIONS = ("fp32", "int8", "int4", "fp16")
@@ -148,19 +147,16 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _routes(
-    args: argparse.Namespace,
-) -> tuple[dict[str, str] | None, tuple[ScoreEntry, ...]]:
-    """What --scores and --pivoted say for the manifest; None: nothing of routes."""
+def _routes(args: argparse.Namespace) -> Routes:
+    """What --scores and --pivoted say for the manifest."""
     from export.errors import ExportError
-    from export.routes import compare, routes_of
-
-    if args.pivoted is None:
-        return (routes_of(args.scores), read_scores(args.scores)) if args.scores else (None, ())
+    from export.routes import Routes, compare, recorded
 
     if args.scores is None:
-        raise ExportError("--pivoted is compared with --scores, which is missing")
-    return compare(args.scores, args.pivoted)
+        if args.pivoted is not None:
+            raise ExportError("--pivoted is compared with --scores, which is missing")
+        return Routes(None, ())
+    return recorded(args.scores) if args.pivoted is None else compare(args.scores, args.pivoted)
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -204,21 +200,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
         _say(behaviour_table((a, b, c, d) for a, b, c, d in seen if d) + "\n")
     _say(text_table(evaluate_text(args.model, args.testdir, args.sets, args.limit, args.out)))
     return 0
-
-
-def read_scores(path: Path) -> tuple[ScoreEntry, ...]:
-    """The scores in a results.json, or a bare list of them."""
-    from pydantic import ValidationError
-
-    from app.bundle import ScoreEntry
-    from export.errors import ExportError
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        entries = data["scores"] if isinstance(data, dict) else data
-        return tuple(ScoreEntry.model_validate(entry) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
 
 
 def read_texts(path: Path, limit: int = 500) -> list[str]:

@@ -19,7 +19,7 @@ NONE = "none"  # of `--pivot`: every pair directly
 
 
 class Routes(NamedTuple):
-    via: dict[str, str]
+    via: dict[str, str] | None  # None: nothing is known of them
     scores: tuple[ScoreEntry, ...]  # of each pair as it is translated then
 
 
@@ -59,13 +59,10 @@ def ways(model: Path, served: Collection[str], pivot: str | None) -> dict[str, s
     return found
 
 
-def routes_of(results: Path) -> dict[str, str] | None:
-    """The routes that the scores of a results.json were measured with; None if it has none."""
-    try:
-        data = json.loads(results.read_text(encoding="utf-8"))
-        return dict(data.get("via", {})) or None if isinstance(data, dict) else None
-    except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"scores file {str(results)!r} cannot be read: {error}") from None
+def recorded(path: Path) -> Routes:
+    """The scores in a results.json, or a bare list of them, and the routes that they are of."""
+    found = _read(path)
+    return Routes(found["via"] or None, tuple(found["scores"]))
 
 
 def compare(direct: Path, through: Path) -> Routes:
@@ -102,7 +99,9 @@ def compare(direct: Path, through: Path) -> Routes:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, list):
+            data = {"scores": data}
         scores = [ScoreEntry.model_validate(entry) for entry in data["scores"]]
-        return {"via": dict(data["via"]), "rows": [*data["rows"]], "scores": scores}
+        return {"via": {**data.get("via", {})}, "rows": [*data.get("rows", [])], "scores": scores}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None

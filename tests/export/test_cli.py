@@ -19,6 +19,7 @@ from app.bundle import Bundle
 from app.engine.device import needs
 from export import cli
 from export.errors import ExportError, TargetExists
+from export.routes import recorded
 from training.errors import CorpusError
 
 Main = Callable[..., int]
@@ -80,7 +81,7 @@ def test_a_bundle_becomes_one_for_gpus_without_torch(
 def test_unreadable_scores(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(ExportError, match=r"scores\.json"):
-        cli.read_scores(tmp_path / "scores.json")
+        recorded(tmp_path / "scores.json")
 
 
 def test_unreadable_text(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_evaluate(
     told = capsys.readouterr().out
     assert "| mini_en-de | en-de | 1 |" in told and "| runaway |" in told
     assert len((out / "mini_en-de.en-de.hyp").read_text().splitlines()) == 1
-    scores = cli.read_scores(out / "results.json")
+    scores = recorded(out / "results.json").scores
     assert {score.metric for score in scores} == {"BLEU", "chrF"}
     [row] = json.loads((out / "results.json").read_text())["rows"]
     assert 0 <= row["behaviour"]["copied"] <= 1

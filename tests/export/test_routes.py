@@ -11,7 +11,7 @@ import pytest
 
 from app.bundle import Bundle
 from export.errors import ExportError
-from export.routes import compare, routed, routes_of, ways
+from export.routes import compare, recorded, routed, ways
 from export.translator import Result
 
 
@@ -71,7 +71,7 @@ def test_the_better_way_is_found_and_its_scores_are_kept(tmp_path: Path) -> None
     found = {(s.set, s.source, s.target): s.value for s in scores}
     assert found == {("a", "de", "zh"): 4, ("b", "de", "zh"): 5, ("a", "fr", "zh"): 2,
                      ("a", "en", "de"): 1, ("a", "de", "fr"): 5}  # fmt: skip
-    assert routes_of(two) == ways_two and routes_of(one) is None
+    assert recorded(two).via == ways_two and recorded(one).via is None
 
 
 def test_results_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
@@ -84,6 +84,9 @@ def test_results_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     other = results(tmp_path / "other", {"de-zh": "en"}, signature="lc", adezh=4)
     with pytest.raises(ExportError, match="other': a de-zh has bleu_signature 'lc', in .* 's'"):
         compare(one, other)
-    (tmp_path / "bad").write_text("[]")
+    (tmp_path / "bare").write_text("[]")
+    with pytest.raises(ExportError, match="'.*bare' is not of `evaluate --pivot"):
+        compare(one, tmp_path / "bare")
+    (tmp_path / "bad").write_text("{}")
     with pytest.raises(ExportError, match="'.*bad' cannot be read"):
         compare(one, tmp_path / "bad")

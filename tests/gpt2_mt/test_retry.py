@@ -19,9 +19,6 @@ from gpt2_mt.messages import Chunk
 from gpt2_mt.retry import wait_asked
 from tests.gpt2_mt.answers import EVENT, Answers, busy, giving, ok
 
-ONCE = Retry(attempts=1)
-QUICK = Retry(first_s=0.001, most_s=0.002)
-
 
 def test_the_servers_wish_is_waited_for(waits: list[float]) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
