@@ -49,7 +49,13 @@ from training.distributed import (
 from training.errors import CheckpointError, SaveError, TrainingError
 from training.learner import LABELS, Learner, step_counts
 from training.log import Log
-from training.optim import build_optimisers, optimiser_state, rate_factor, restore_optimisers
+from training.optim import (
+    build_optimisers,
+    multiplies_bf16,
+    optimiser_state,
+    rate_factor,
+    restore_optimisers,
+)
 
 Validate = Callable[[Learner], dict[str, float]]
 
@@ -59,12 +65,7 @@ def autocast(
 ) -> tuple[AbstractContextManager[Any], torch.dtype]:
     """bf16 where the processor multiplies it natively, else fp32."""
     if config.precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-        dtype = torch.bfloat16 if native else torch.float32
+        dtype = torch.bfloat16 if multiplies_bf16(device) else torch.float32
     else:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     if dtype == torch.float32:

@@ -9,7 +9,7 @@ import torch
 
 from training.config import OptimiserConfig
 from training.model import GPT
-from training.optim import build_optimisers, rate_factor
+from training.optim import SinglePrecisionMuon, build_optimisers, orthogonalise, rate_factor
 
 
 def test_rate_rises_to_the_peak_and_falls_to_the_final_share() -> None:
@@ -63,3 +63,38 @@ def test_a_step_moves_every_parameter(model: GPT) -> None:
         optimiser.step()
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 72), (96, 24)])
+def test_orthogonalised_singular_values_are_about_1(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = orthogonalise(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    assert found.shape == shape and found.dtype == torch.float32
+    u, before, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = u.T @ found @ v.T  # the singular vectors stay as they are
+    assert torch.allclose(values, torch.diag(values.diagonal()), atol=1e-4)
+    assert before.max() / before.min() > 1.5
+    assert values.diagonal().min() > 0.6 and values.diagonal().max() < 1.3
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_single_precision_is_torchs_muon_but_for_the_rounding(nesterov: bool) -> None:
+    start = [torch.randn(24, 72), torch.randn(96, 24), torch.randn(8, 8)]
+    settings = {"lr": 0.02, "weight_decay": 0.3, "momentum": 0.9, "nesterov": nesterov}
+    sets = []
+    for kind in (torch.optim.Muon, SinglePrecisionMuon):
+        parameters = [torch.nn.Parameter(one.clone()) for one in start]
+        optimiser = kind(parameters, **settings)  # type: ignore[arg-type]
+        for step in range(4):
+            for i, parameter in enumerate(parameters[:2]):  # the third has no gradient
+                shift = torch.Generator().manual_seed(10 * step + i)
+                parameter.grad = torch.randn(parameter.shape, generator=shift)
+            optimiser.step()
+        sets.append((parameters, optimiser.state_dict()))
+    (theirs, their_state), (ours, our_state) = sets
+    for a, b, before in zip(theirs[:2], ours, start, strict=False):
+        assert (a - b).abs().max() < 0.02 * (a - before).abs().max()
+    assert torch.equal(ours[2], start[2]) and 2 not in our_state["state"]
+    for i in range(2):
+        assert torch.equal(our_state["state"][i]["momentum_buffer"],
+                           their_state["state"][i]["momentum_buffer"])  # fmt: skip
