@@ -4,8 +4,9 @@ Matrices are stored in blocks of a column's values, symmetric, with a scale each
 bits (or as many as divide the column), or 16 of 4 bits. MatMulNBits rounds each row's own blocks to
 8 bits and multiplies exactly. It takes two rows at a time, and adds one that is left over up in
 another order: runs therefore have an even number of rows (`GraphSpec.row_multiple`). Embedding and
-LM head are one table. With a shortlist the head has int8 columns with one scale each, and rows are
-rounded by nodes of the graph, since columns are then chosen at run time.
+LM head are one table. With a shortlist the head has columns of 7 bits with one scale each, and rows
+are rounded by nodes of the graph, since columns are then chosen at run time. Seven, because
+processors without VNNI add two products up in 16 bits: 2 x 255 x 63 fits, 2 x 255 x 127 does not.
 In: float32 tensors. Out: nodes in a `Graph`; `dequantise` gives the tensors back from a model.
 """
 
@@ -23,6 +24,7 @@ from export.checkpoint import Tensors
 from export.graphs import MICROSOFT, Graph
 
 LEVELS: Final = 127
+COLUMN_LEVELS: Final = 63  # of columns that are multiplied by MatMulIntegerToFloat
 ZERO_POINT: Final = 128  # activations and bytes of weights are stored around 128
 LARGEST: Final = 256  # values in a block of 8 bits
 # The one block size of 4 bits whose product is bit-equal for any number of rows on all processors
@@ -36,11 +38,11 @@ TINY: Final = 1e-30  # what an all-zero row is divided by
 def quantise_columns(
     weight: NDArray[np.float32],
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale per column; an all-zero column keeps scale 1."""
+    """Symmetric, -63..63, with one scale per column; an all-zero column keeps scale 1."""
     peak = np.abs(weight).max(axis=0)
-    scale = np.where(peak > 0, peak / LEVELS, 1.0).astype(np.float32)
+    scale = np.where(peak > 0, peak / COLUMN_LEVELS, 1.0).astype(np.float32)
     rounded = np.rint(weight / scale)
-    return np.clip(rounded, -LEVELS, LEVELS).astype(np.int8), scale
+    return np.clip(rounded, -COLUMN_LEVELS, COLUMN_LEVELS).astype(np.int8), scale
 
 
 def quantise_bytes(
