@@ -35,7 +35,7 @@ class ServiceOptions:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
-    engines: int = 1
+    engines: int | None = None
     slots: int | None = None
     cache_mb: int | None = None
     prefix_slots: int = 0
@@ -129,6 +129,20 @@ class Service:
         )
 
 
+def planned_cache(bundle: Bundle, options: ServiceOptions) -> CacheSize:
+    """Of all engines; how many these are is chosen here if it is left out."""
+    limits = (bundle.manifest, options.slots, options.cache_mb, options.prefix_slots)
+    cache = fit_cache(*limits, options.engines or 1)
+    if options.engines:
+        return cache
+    try:
+        from app.engine.placement import suited_engines
+    except ImportError:  # without a runtime, which only `gpt2-mt info` can do
+        return cache
+    count = suited_engines(bundle, options.device, options.threads, cache)
+    return fit_cache(*limits, count) if count > 1 else cache
+
+
 def _open_decoders(
     bundle: Bundle, path: Path, options: ServiceOptions
 ) -> tuple[list[GraphDecoder[Any]], CacheSize]:
@@ -136,10 +150,8 @@ def _open_decoders(
     from app.engine.placement import open_decoder
     from app.engine.runtime import available_threads
 
-    count, device = options.engines, options.device
-    cache = fit_cache(
-        bundle.manifest, options.slots, options.cache_mb, options.prefix_slots, count
-    )
+    device, cache = options.device, planned_cache(bundle, options)
+    count = cache.engines
     if count > 1 and device == "auto":
         device = "cpu"
     threads = options.threads

@@ -44,9 +44,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=256, description="Of each engine. Left out: its share of the CPU quota."
     )
-    engines: int = Field(
-        1, ge=1, le=64, description="Side by side on a CPU, with the slots between them."
-    )
+    engines: int | None = Field(
+        None, ge=1, le=64, description="Side by side on a CPU, with the slots between them. Left "
+        "out: 2 for a small model on two cores or more, unless threads, prefix_slots or fewer than "
+        "16 slots are given; else 1."
+    )  # fmt: skip
     slots: int | None = Field(
         None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."
     )
@@ -107,7 +109,7 @@ class Settings(BaseSettings):
                 f"default_timeout_s {self.default_timeout_s:g} is over "
                 f"max_timeout_s {self.max_timeout_s:g}"
             )
-        if self.engines > 1 and self.device == "cuda":
+        if self.engines and self.engines > 1 and self.device == "cuda":
             raise ValueError(f"engines is {self.engines}: more than 1 are for CPUs")
         if self.replicas > 1 and self.engine == "local":
             raise ValueError(f"replicas is {self.replicas}: more than 1 need engine ray")

@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from app.bundle import Bundle
-from app.engine.memory import CacheSize, fit_cache
+from app.engine.memory import CacheSize
+from app.service import ServiceOptions, planned_cache
 from app.settings import Settings
 
 _COMPANY = 3  # rows, to see whether they are alike
@@ -20,9 +21,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.load({name: getattr(args, name) for name in names})
     logging.basicConfig(level="INFO", format="%(message)s")  # why a device was not taken
     bundle = Bundle.open(settings.bundle)
-    cache = fit_cache(
-        bundle.manifest, settings.slots, settings.cache_mb, settings.prefix_slots, settings.engines
-    )
+    cache = planned_cache(bundle, ServiceOptions.of(dict(settings)))
     facts = describe(bundle, cache) | place(bundle, settings)
     text = json.dumps(facts, ensure_ascii=False, indent=2) if args.json else render(facts)
     sys.stdout.write(text + "\n")

@@ -163,7 +163,8 @@ def test_settings_of_the_server_hold(run: Run, monkeypatch: pytest.MonkeyPatch) 
         run("translate", "--target", "de", "A dog.")
 
 
-def test_info(run: Run, int8_bundle: Bundle) -> None:
+def test_info(run: Run, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2MT_ENGINES", "1")
     out = run("info")[1]
     parts = ("tiny-int8", "int8", "en (English)", "en-zh", "32 + 1 slots x 128 tokens", "CC0-1.0")
     for part in parts:
@@ -171,6 +172,38 @@ def test_info(run: Run, int8_bundle: Bundle) -> None:
     facts = json.loads(run("info", "--json")[1])
     assert facts["languages"] == int8_bundle.manifest.languages
     assert facts["kv_memory"]["bytes"] == 33 * 128 * 2 * 2 * 64  # int8
+    monkeypatch.setenv("GPT2MT_ENGINES", "3")
+    assert "3 x (11 + 1) slots x 128 tokens" in run("info")[1]
+
+
+def test_info_tells_how_many_engines_are_suited(
+    run: Run, monkeypatch: pytest.MonkeyPatch, int8_bundle: Bundle
+) -> None:
+    from app.engine import placement
+    from app.engine.memory import CacheSize
+
+    def told(*words: str) -> int:
+        return int(json.loads(run("info", "--json", *words)[1])["kv_memory"]["engines"])
+
+    def suited(choice: placement.Choice) -> int:
+        return placement.suited_engines(int8_bundle, choice, None, cache)
+
+    cache = CacheSize.of(int8_bundle.manifest, 16)
+    monkeypatch.setattr(placement, "available_threads", lambda: 2)
+    assert told() == 2 and told("--threads", "2") == 1
+    for name, value, engines in (("PREFIX_SLOTS", 1, 1), ("SLOTS", 15, 1), ("SLOTS", 16, 2)):
+        with monkeypatch.context() as setting:
+            setting.setenv(f"GPT2MT_{name}", str(value))
+            assert told() == engines
+    monkeypatch.setattr(placement, "SMALL", int8_bundle.manifest.model.parameters - 1)
+    assert suited("cpu") == 1
+    monkeypatch.setattr(placement, "SMALL", int8_bundle.manifest.model.parameters)
+    assert suited("cpu") == suited("auto") == 2
+    with monkeypatch.context() as one_core:
+        one_core.setattr(placement, "available_threads", lambda: 1)
+        assert suited("cpu") == 1
+    monkeypatch.setattr(placement, "_why_not", lambda bundle: None)
+    assert suited("auto") == suited("cuda") == 1 and suited("cpu") == 2
 
 
 def test_info_tells_the_device(
@@ -194,6 +227,7 @@ def test_info_tells_the_device(
 def test_info_states_what_a_limit_of_memory_leaves(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GPT2MT_ENGINES", "1")
     monkeypatch.setenv("GPT2MT_CACHE_MB", "1")  # a slot of the tiny model takes 32,768 bytes
     assert "29 + 1 slots x 128 tokens x 256 bytes = 1.0 MB" in run("info")[1]
     monkeypatch.setenv("GPT2MT_SLOTS", "31")
