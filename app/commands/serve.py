@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.state import State
 from app.bundle import Bundle
-from app.engine.memory import fit_cache
 from app.errors import AppError, SettingsError
 from app.logs import configure
 from app.main import create_app
+from app.service import ServiceOptions, planned_cache
 from app.settings import Settings
 
 _FLUSH_S = 5  # for answers on their way when the engine has stopped
@@ -122,8 +122,7 @@ def run(args: argparse.Namespace) -> int:
     configure(settings.log_level, settings.log_format)
     # A bad bundle or too little memory is told in one line, before anything starts.
     for path in (settings.bundle, *settings.bundles):
-        manifest = Bundle.open(path).manifest
-        fit_cache(manifest, settings.slots, settings.cache_mb, settings.prefix_slots)
+        planned_cache(Bundle.open(path), ServiceOptions.of(dict(settings)))
     if settings.engine == "ray":
         from app.commands import cluster
 

@@ -73,7 +73,8 @@ def talk(port: int) -> None:
         parts = {"q": (None, "s3cr3t-part"), "source": (None, "en"), "target": (None, "de")}
         assert post("/translate", files=parts).status_code == 200
         assert client.get("/s3cr3t-path?q=s3cr3t-query").status_code == 404
-        assert client.request("S3CR3T", "/v1/models").status_code == 405
+        assert client.request("S3CR3T", "/v1/models").status_code == 400
+        assert client.request("PROPFIND", "/v1/models").status_code == 405
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
                    "Sec-WebSocket-Key": "czNjcjN0LXNvY2tldC1rZQ=="}  # fmt: skip
         client.get("/s3cr3t-socket", headers=upgrade)
