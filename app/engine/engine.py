@@ -127,7 +127,9 @@ class Engine:
             if not self._open:
                 raise NotReady("The engine does not run or is stopping", retry_after_s=1.0)
             now, job, capacity = time.monotonic(), next(self._jobs), self._decoder.capacity
-            running = [Running(one, capacity, now, job, large or one.batch) for one in requests]
+            running = [
+                Running(one, capacity, now, one.job or job, large or one.batch) for one in requests
+            ]
             self._inbox += running
             self._live.update(running)
             self._instruments.waiting(self._queued())

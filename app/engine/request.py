@@ -8,7 +8,7 @@ Runtime session in production, a fake in tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -133,7 +133,8 @@ class Request:
     every rule on the output (`max_tokens`, `min_tokens`, repeats), as if they had been chosen.
     With `candidates` all others are left out as if they were not in the vocabulary: probabilities
     are those among the candidates. Forced ids need not be among them. One that is `batch` gives way
-    as those of a large job do: it is a part of one that is submitted later.
+    as those of a large job do: it is a part of one that is submitted later. Requests of one `job`
+    share its turns, whenever they were submitted; without one, those submitted together do.
     """
 
     prompt: tuple[int, ...]
@@ -146,6 +147,7 @@ class Request:
     beam: Beam | None = None
     candidates: Candidates | None = None
     batch: bool = False
+    job: Hashable = None
 
     @property
     def slots(self) -> int:

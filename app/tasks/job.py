@@ -74,6 +74,7 @@ class Job:
         tokens: bool = False,
     ) -> None:
         self._engine = engine
+        self._key = object()  # by which the engine knows what belongs together
         self._deadline = deadline
         self._tokens = tokens
         self._loop = asyncio.get_running_loop()
@@ -97,7 +98,7 @@ class Job:
     def add(self, requests: Sequence[Request]) -> None:
         """Submit more; only the first may be refused because the queue is full."""
         bound = [
-            replace(request, listener=self._listener(i), deadline=self._deadline.at)
+            replace(request, listener=self._listener(i), deadline=self._deadline.at, job=self._key)
             for i, request in enumerate(requests, self._count)
         ]
         if bound:

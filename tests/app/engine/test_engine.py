@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -167,6 +168,23 @@ def test_a_large_job_gives_way_to_a_small_one() -> None:
     assert len({tuple(tokens) for tokens, _ in got}) == 1, "one prompt, one answer"
     assert order.index("small") < 10, "the second slot was full, and it need not wait for its end"
     assert value(metrics, "gpt2mt_preemptions_total") == 1
+
+
+@pytest.mark.parametrize("as_one", [True, False])
+def test_what_a_job_submits_later_waits_for_its_turn(as_one: bool) -> None:
+    order, gate = list[str](), Gate(is_open=False)
+    with running(FakeDecoder(slots=1, hook=gate)) as engine:
+        requests = [endless(Listener())]
+        engine.submit(requests)
+        assert gate.reached.wait(5)
+        for name in ("a", "a", "a", "b"):  # each is worth more than a turn
+            listener = Listener(lambda event, n=name: order.append(n))  # type: ignore[misc]
+            one = replace(endless(listener), job=name if as_one else None)
+            engine.submit([one])
+            requests.append(one)
+        gate.open()
+        answers(requests)
+    assert [n for n, _ in itertools.groupby(order)] == (["a", "b", "a"] if as_one else ["a", "b"])
 
 
 def test_cancel_is_idempotent_and_safe_from_a_listener() -> None:

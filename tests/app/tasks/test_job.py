@@ -66,6 +66,22 @@ def test_all_events_arrive_in_the_order_of_each_sequence(tokens: bool) -> None:
         assert [event for j, event in events if j == i] == script
 
 
+def test_what_is_submitted_later_belongs_to_the_same_job() -> None:
+    engine = Engine([Finished("stop", TIMING)])
+
+    async def main() -> list[Request]:
+        requests = []
+        for _ in range(2):
+            with Job(engine, [REQUEST], Deadline.after(5)) as job:
+                requests += engine.requests
+                job.add([REQUEST])
+                requests += engine.requests
+        return requests
+
+    first, second, third, fourth = (request.job for request in asyncio.run(main()))
+    assert first is second and third is fourth and first is not third and None not in (first, third)
+
+
 def test_a_failure_cancels_the_others() -> None:
     engine = Engine([Failed(EngineFailed("broken"))], [])
     with pytest.raises(EngineFailed):
