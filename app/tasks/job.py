@@ -83,8 +83,7 @@ class Job:
         self._waking = False
         self._open: dict[int, TicketLike] = {}
         self._record = current.get()
-        self._submitted = time.monotonic()
-        self._count = 0
+        self._submitted: list[float] = []  # when, of each sequence
         self._begun = False
         self.add(requests)
         self._begun = True
@@ -97,16 +96,16 @@ class Job:
 
     def add(self, requests: Sequence[Request]) -> None:
         """Submit more; only the first may be refused because the queue is full."""
+        count, now = len(self._submitted), time.monotonic()
         bound = [
             replace(request, listener=self._listener(i), deadline=self._deadline.at, job=self._key)
-            for i, request in enumerate(requests, self._count)
+            for i, request in enumerate(requests, count)
         ]
         if bound:
-            self._open.update(enumerate(self._engine.submit(bound, self._begun), self._count))
-            self._count += len(bound)
+            self._submitted += [now] * len(bound)
+            self._open.update(enumerate(self._engine.submit(bound, self._begun), count))
             if self._record:
-                tokens_read = sum(len(request.prompt) for request in bound)
-                self._record.submitted(tokens_read, self._submitted)
+                self._record.submitted(sum(len(request.prompt) for request in bound), now)
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -147,20 +146,20 @@ class Job:
                 if isinstance(event.error, DeadlineExceeded):
                     raise self._deadline.exceeded()
                 raise event.error
-            self._note(event)
+            self._note(i, event)
             if isinstance(event, Finished):
                 self._open.pop(i, None)
             found.append((i, event))
         return found
 
-    def _note(self, event: Token | Finished) -> None:
+    def _note(self, i: int, event: Token | Finished) -> None:
         if (record := self._record) is None:
             return
         if isinstance(event, Token):
             record.completion_tokens += 1
         elif event.timing != ZERO:  # else it was not generated, but kept
             spent = event.timing
-            record.ended(self._submitted, spent.queue_s, spent.prefill_s, spent.decode_s)
+            record.ended(self._submitted[i], spent.queue_s, spent.prefill_s, spent.decode_s)
 
     def _listener(self, i: int) -> Callable[[Event], None]:
         def listen(event: Event) -> None:  # in the engine's thread

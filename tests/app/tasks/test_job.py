@@ -11,6 +11,7 @@ import pytest
 
 from app.engine.request import Event, Failed, Finished, Request, Timing, Token
 from app.errors import DeadlineExceeded, EngineFailed, QueueFull
+from app.record import Record, current
 from app.tasks.job import Deadline, Job, slowest, unheard
 
 TIMING = Timing(0.1, 0.2, 0.3)
@@ -80,6 +81,23 @@ def test_what_is_submitted_later_belongs_to_the_same_job() -> None:
 
     first, second, third, fourth = (request.job for request in asyncio.run(main()))
     assert first is second and third is fourth and first is not third and None not in (first, third)
+
+
+def test_the_record_dates_each_submission_from_its_own_time() -> None:
+    record, engine = Record(), Engine([Finished("stop", Timing(0.0, 0.0, 1.0))])
+
+    async def main() -> None:
+        current.set(record)
+        with Job(engine, [REQUEST], Deadline.after(5)) as job:
+            await job.arrived()
+            first = record.decoded
+            await asyncio.sleep(0.05)
+            job.add([REQUEST])
+            await job.arrived()
+            assert first and record.decoded and record.decoded - first >= 0.05
+
+    asyncio.run(main())
+    assert record.prompt_tokens == 4
 
 
 def test_a_failure_cancels_the_others() -> None:
