@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked: `translate` from English to `target`, or `generate` of `tokens` at most."""
+    """What is asked: `translate` from English to `target`, or `generate` of just `tokens`."""
 
     kind: str
     target: str = "de"
@@ -47,7 +47,8 @@ class Load:
             path, body = "/v1/translate", {"text": text, "source": "en", "target": self.target}
         else:
             path = "/v1/generate"
-            body = {"prompt": text, "max_tokens": self.tokens, "stream": True}
+            body = {"prompt": text, "max_tokens": self.tokens, "min_tokens": self.tokens,
+                    "stream": True}  # fmt: skip
         return path, json.dumps(body).encode()
 
 
@@ -59,18 +60,21 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 async def ask(
-    session: aiohttp.ClientSession, path: str, body: bytes, planned: float, begin: float
+    session: aiohttp.ClientSession, load: Load, text: str, planned: float, begin: float
 ) -> Answer:
-    """One request; an error is an answer that is not ok."""
+    """One request; an error is an answer that is not ok, and so is a stream that breaks off."""
+    path, body = load.request(text)
     first, tokens, ok = 0.0, 0, False
     try:
         async with session.post(path, data=body) as response:
             if response.content_type == "text/event-stream":
+                failed = False
                 async for line in response.content:
                     if line.startswith(b"data: {"):
                         first = first or time.perf_counter()
-                        tokens += b'"text":""' not in line.replace(b": ", b":")
-                        ok = b'"error"' not in line
+                        failed = failed or b'"error"' in line
+                    ok = not failed and (ok or line.startswith(b"data: [DONE]"))
+                tokens = load.tokens if ok else 0  # an event may tell several
             else:
                 data = await response.read()
                 ok = response.status == 200
@@ -92,14 +96,13 @@ async def open_loop(
     url: str, load: Load, texts: Sequence[str], times: Sequence[float]
 ) -> list[Answer]:
     """Send each text at its time, whatever has become of those before."""
-    requests = [load.request(text) for text in texts]
     async with session(url) as client:
         begin, tasks = time.perf_counter(), []
-        for planned, (path, body) in zip(times, requests, strict=True):
+        for planned, text in zip(times, texts, strict=True):
             wait = begin + planned - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(ask(client, path, body, planned, begin)))
+            tasks.append(asyncio.create_task(ask(client, load, text, planned, begin)))
         return list(await asyncio.gather(*tasks))
 
 
@@ -107,13 +110,13 @@ async def closed_loop(
     url: str, load: Load, texts: Sequence[str], clients: int
 ) -> tuple[list[Answer], float]:
     """So many callers, each with its next text as soon as it is answered; and the seconds."""
-    requests: Iterator[tuple[str, bytes]] = iter([load.request(text) for text in texts])
+    waiting = iter(texts)
     answers: list[Answer] = []
 
     async def caller(client: aiohttp.ClientSession, begin: float) -> None:
-        for path, body in requests:
+        for text in waiting:
             planned = time.perf_counter() - begin
-            answers.append(await ask(client, path, body, planned, begin))
+            answers.append(await ask(client, load, text, planned, begin))
 
     async with session(url) as client:
         begin = time.perf_counter()

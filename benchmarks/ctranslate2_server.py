@@ -38,6 +38,7 @@ class Item:
 
     prompt: list[str]
     limit: int
+    least: int
     answer: asyncio.Future[list[int]]
     tokens: asyncio.Queue[int | None] | None = field(default=None)  # of a stream
 
@@ -80,6 +81,7 @@ class Batcher:
         results = self._generator.generate_batch(
             [item.prompt for item in items],
             max_length=max(item.limit for item in items),
+            min_length=min(item.least for item in items),
             sampling_topk=1,
             include_prompt_in_result=False,
             callback=self._listener(items, loop) if streamed else None,
@@ -107,6 +109,7 @@ class Translate(BaseModel):
 class Generate(BaseModel):
     prompt: str
     max_tokens: int = 128
+    min_tokens: int = 0
     stream: bool = False
 
 
@@ -128,10 +131,12 @@ class Model:
         )
         self.batcher = Batcher(generator, a.inter, a.batch, a.window_ms / 1000, self.end)
 
-    def submit(self, prompt: Sequence[int], limit: int, *, stream: bool = False) -> Item:
+    def submit(
+        self, prompt: Sequence[int], limit: int, least: int = 0, *, stream: bool = False
+    ) -> Item:
         loop = asyncio.get_running_loop()
         limit = min(limit, self.context - len(prompt))
-        item = Item([self.words[i] for i in prompt], limit, loop.create_future(),
+        item = Item([self.words[i] for i in prompt], limit, min(least, limit), loop.create_future(),
                     asyncio.Queue() if stream else None)  # fmt: skip
         self.batcher.put(item)
         return item
@@ -161,7 +166,7 @@ def create(model: Model) -> FastAPI:
     async def generate(body: Generate) -> Any:
         ids = model.tokenizer.encode(body.prompt, param="prompt")
         prompt = model.tokenizer.generation_prompt(ids)
-        item = model.submit(prompt, body.max_tokens, stream=body.stream)
+        item = model.submit(prompt, body.max_tokens, body.min_tokens, stream=body.stream)
         if body.stream:
             return StreamingResponse(_events(model, item), media_type="text/event-stream")
         found = await item.answer

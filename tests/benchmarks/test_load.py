@@ -96,6 +96,37 @@ def test_both_loops_against_a_server() -> None:
     assert most == 2 and len(closed) == 4 and sum(a.ok for a in closed) == 3
 
 
+def test_a_stream_is_ok_when_it_comes_to_its_end() -> None:
+    event, end = b'data: {"index":0,"text":"a"}\n\n', b"data: [DONE]\n\n"
+    error = b'data: {"error":1}\n\n'
+    answers = {"good": [event, end], "none": [end], "cut": [event], "error": [error, end]}
+
+    async def run() -> list[Answer]:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            asked = await request.json()
+            assert asked["max_tokens"] == asked["min_tokens"] == 9  # a fixed length
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for part in answers[asked["prompt"]]:
+                await response.write(part)
+            return response
+
+        app = web.Application()
+        app.router.add_post("/v1/generate", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        load = Load("generate", tokens=9)
+        found = await open_loop(f"http://{host}:{port}", load, list(answers), [0.0] * 4)
+        await runner.cleanup()
+        return found
+
+    found = asyncio.run(run())
+    assert [a.ok for a in found] == [True, True, False, False]
+    assert [a.tokens for a in found] == [9, 9, 0, 0]
+
+
 def test_the_table_tells_the_ratio() -> None:
     keys = [f"{what}_p{q}" for what in ("first", "done") for q in (50, 95, 99)]
     one = dict.fromkeys([*keys, "requests_per_s", "tokens_per_s", "failed"], 0.5)
