@@ -19,6 +19,7 @@ from app.metrics import Metrics
 from app.tasks.generate import Generator
 from app.tasks.inputs import TaskLimits
 from app.tasks.job import EngineLike
+from app.tasks.options import BOUNDS
 from app.tasks.results import ResultCache
 from app.tasks.shortlist import Shortlist
 from app.tasks.translate import Translator
@@ -139,21 +140,26 @@ def planned_cache(bundle: Bundle, options: ServiceOptions) -> CacheSize:
         from app.engine.placement import suited_engines
     except ImportError:  # without a runtime, which only `gpt2-mt info` can do
         return cache
-    count = suited_engines(bundle, options.device, options.threads, cache)
-    return fit_cache(*limits, count) if count > 1 else cache
+    count = suited_engines(bundle, options.device, options.threads, options.prefix_slots)
+    try:
+        shared = fit_cache(*limits, count)
+    except SettingsError:  # each has padding of its own, for which there is no room
+        return cache
+    return shared if shared.slots >= BOUNDS["beam"].high else cache
 
 
 def _open_decoders(
     bundle: Bundle, path: Path, options: ServiceOptions
 ) -> tuple[list[GraphDecoder[Any]], CacheSize]:
     """One for each engine; more than one are for CPUs."""
-    from app.engine.placement import open_decoder
+    from app.engine.placement import log_cpu, open_decoder
     from app.engine.runtime import available_threads
 
     device, cache = options.device, planned_cache(bundle, options)
     count = cache.engines
     if count > 1 and device == "auto":
         device = "cpu"
+        log_cpu(bundle)
     threads = options.threads
     if threads is None and count > 1:
         threads = max(1, available_threads() // count)

@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     )
     engines: int | None = Field(
         None, ge=1, le=64, description="Side by side on a CPU, with the slots between them. Left "
-        "out: 2 for a small model on two cores or more, unless threads, prefix_slots or fewer than "
-        "16 slots are given; else 1."
+        "out: 2 for a small model on an even number of cores, unless threads or prefix_slots are "
+        "given, memory leaves a beam too few slots, or engine is ray; else 1."
     )  # fmt: skip
     slots: int | None = Field(
         None, ge=1, le=1024, description="Sequences generated side by side. Left out: 32."

@@ -73,7 +73,8 @@ async def ask(
                     if line.startswith(b"data: {"):
                         first = first or time.perf_counter()
                         failed = failed or b'"error"' in line
-                    ok = not failed and (ok or line.startswith(b"data: [DONE]"))
+                    ended = line.startswith(b"data: [DONE]")
+                    ok = not failed and (ok or (ended and first > 0))
                 tokens = load.tokens if ok else 0  # an event may tell several
             else:
                 data = await response.read()

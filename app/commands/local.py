@@ -60,7 +60,7 @@ def run_translate(args: argparse.Namespace) -> int:
         lines = _lines(text)
         batch = not args.text and len(lines) > 1
     batch = batch and args.format == "text"  # the others are one document
-    with _service(args) as service:
+    with _service(args, lone=not batch) as service:
         if batch:
             return _run(_translate_lines(service, lines, args.source, args.target, options))
         return _run(_translate_text(service, text, args.source, args.target, options))
@@ -86,7 +86,7 @@ def run_generate(args: argparse.Namespace) -> int:
     )
     given = " ".join(args.prompt)
     prompt = given if args.prompt else _decoded(sys.stdin.buffer.read(), "stdin")
-    with _service(args) as service:
+    with _service(args, lone=True) as service:
         return _run(_generate(service, prompt, options))
 
 
@@ -211,11 +211,13 @@ def _glossary(path: str | None) -> Glossary:
 
 
 @contextlib.contextmanager
-def _service(args: argparse.Namespace) -> Iterator[Service]:
+def _service(args: argparse.Namespace, lone: bool = False) -> Iterator[Service]:
+    """`lone`: a text or prompt alone, which one engine of all threads writes sooner."""
     names = ("bundle", "device", "threads", "shortlist")
     settings = Settings.load({name: getattr(args, name, None) for name in names})
     unbounded = dict.fromkeys(("max_queue", "max_items", "max_characters"), _ANY)
-    options = ServiceOptions.of({**dict(settings), **unbounded})
+    engines = settings.engines or (1 if lone else None)
+    options = ServiceOptions.of({**dict(settings), **unbounded, "engines": engines})
     service = Service.open(settings.bundle, options, Metrics())
     service.engine.start()
     try:

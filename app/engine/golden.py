@@ -2,7 +2,7 @@
 
 The manifest carries a short prompt, the ids that greedy decoding made of it and their
 log-probabilities. A decoder reads them again when it starts: a processor or a runtime whose kernels
-compute something else (products of 8 bits that saturate, say) is found before it answers anybody.
+compute something else is found before it answers anybody. How much is else, `export.bundle` says.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import onnxruntime as ort
 
 from app.bundle import Bundle
 from app.engine.device import DeviceDecoder, needs
-from app.engine.memory import CacheSize
 from app.engine.runtime import PROVIDERS, available_threads
 from app.engine.session import GraphDecoder, OnnxDecoder
 from app.errors import AppError, InvalidField
@@ -22,19 +21,18 @@ log = logging.getLogger("app.engine")
 
 Choice = Literal["auto", "cpu", "cuda"]
 CHOICES: Final = ("auto", *PROVIDERS)
+_ON_CPU: Final = "device auto: running on the CPU, because %s"
 # Parameters up to which two engines of half the cores do more than one of all. On two cores the
 # bundled model's 9 million gained 1.3 (requests over HTTP) to 1.6 times, 23 million nothing.
 SMALL: Final = 16_000_000
-LEAST_SLOTS: Final = 16  # of which each of two engines has enough for the widest beam
 
 
-def suited_engines(bundle: Bundle, choice: Choice, threads: int | None, cache: CacheSize) -> int:
-    """How many engines where nobody says; `cache` is one's. Just one where it is said how many
-    threads that has, and where beginnings of prompts are kept: each keeps its own."""
+def suited_engines(bundle: Bundle, choice: Choice, threads: int | None, spare: int) -> int:
+    """How many engines where nobody says: 2 or 1. One where it is said how many threads it has, and
+    where there are `spare` slots for beginnings of prompts: each engine would keep its own."""
     on_gpu = choice == "cuda" or (choice == "auto" and _why_not(bundle) is None)
-    small = bundle.manifest.model.parameters <= SMALL and available_threads() > 1
-    divisible = cache.slots >= LEAST_SLOTS and not cache.spare
-    return 2 if small and divisible and threads is None and not on_gpu else 1
+    small = bundle.manifest.model.parameters <= SMALL and available_threads() % 2 == 0
+    return 2 if small and threads is None and not spare and not on_gpu else 1
 
 
 def open_decoder(
@@ -58,8 +56,13 @@ def open_decoder(
                 return _on_cuda(bundle, options)
             except AppError as error:
                 reason = error.detail
-        log.info("device auto: running on the CPU, because %s", reason)
+        log.info(_ON_CPU, reason)
     return OnnxDecoder(bundle, **options)
+
+
+def log_cpu(bundle: Bundle) -> None:
+    """What `open_decoder` says, where engines side by side are opened on the CPU at once."""
+    log.info(_ON_CPU, _why_not(bundle) or "several engines are for CPUs")
 
 
 def _why_not(bundle: Bundle) -> str | None:

@@ -102,8 +102,8 @@ class Job:
             for i, request in enumerate(requests, count)
         ]
         if bound:
-            self._submitted += [now] * len(bound)
             self._open.update(enumerate(self._engine.submit(bound, self._begun), count))
+            self._submitted += [now] * len(bound)
             if self._record:
                 self._record.submitted(sum(len(request.prompt) for request in bound), now)
 

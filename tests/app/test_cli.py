@@ -180,28 +180,34 @@ def test_info_tells_how_many_engines_are_suited(
     run: Run, monkeypatch: pytest.MonkeyPatch, int8_bundle: Bundle
 ) -> None:
     from app.engine import placement
-    from app.engine.memory import CacheSize
 
     def told(*words: str) -> int:
         return int(json.loads(run("info", "--json", *words)[1])["kv_memory"]["engines"])
 
     def suited(choice: placement.Choice) -> int:
-        return placement.suited_engines(int8_bundle, choice, None, cache)
+        return placement.suited_engines(int8_bundle, choice, None, 0)
 
-    cache = CacheSize.of(int8_bundle.manifest, 16)
     monkeypatch.setattr(placement, "available_threads", lambda: 2)
     assert told() == 2 and told("--threads", "2") == 1
-    for name, value, engines in (("PREFIX_SLOTS", 1, 1), ("SLOTS", 15, 1), ("SLOTS", 16, 2)):
+    for settings, engines in (
+        ({"PREFIX_SLOTS": "1"}, 1),
+        ({"SLOTS": "14"}, 1),  # 7 each are not enough for a beam of 8
+        ({"SLOTS": "15"}, 2),
+        ({"CACHE_MB": "1", "SLOTS": "28"}, 2),
+        ({"CACHE_MB": "1", "SLOTS": "29"}, 1),  # the second's slot for padding has no room
+    ):
         with monkeypatch.context() as setting:
-            setting.setenv(f"GPT2MT_{name}", str(value))
-            assert told() == engines
+            for name, value in settings.items():
+                setting.setenv(f"GPT2MT_{name}", value)
+            assert told() == engines, settings
     monkeypatch.setattr(placement, "SMALL", int8_bundle.manifest.model.parameters - 1)
     assert suited("cpu") == 1
     monkeypatch.setattr(placement, "SMALL", int8_bundle.manifest.model.parameters)
     assert suited("cpu") == suited("auto") == 2
-    with monkeypatch.context() as one_core:
-        one_core.setattr(placement, "available_threads", lambda: 1)
-        assert suited("cpu") == 1
+    for cores in (1, 3):
+        with monkeypatch.context() as odd:
+            odd.setattr(placement, "available_threads", lambda n=cores: n)
+            assert suited("cpu") == 1
     monkeypatch.setattr(placement, "_why_not", lambda bundle: None)
     assert suited("auto") == suited("cuda") == 1 and suited("cpu") == 2
 

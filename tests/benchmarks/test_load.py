@@ -123,8 +123,8 @@ def test_a_stream_is_ok_when_it_comes_to_its_end() -> None:
         return found
 
     found = asyncio.run(run())
-    assert [a.ok for a in found] == [True, True, False, False]
-    assert [a.tokens for a in found] == [9, 9, 0, 0]
+    assert [a.ok for a in found] == [True, False, False, False]
+    assert [a.tokens for a in found] == [9, 0, 0, 0]
 
 
 def test_the_table_tells_the_ratio() -> None:

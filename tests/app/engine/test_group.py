@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from onnxruntime import InferenceSession
 
 from app.bundle import Bundle
+from app.engine import placement, runtime, session
 from app.engine.engine import Engine
 from app.engine.group import EngineGroup, share
 from app.engine.request import Beam, Decoder
@@ -151,6 +153,27 @@ def test_a_service_of_two_engines_translates_as_one(fp32_bundle: Bundle) -> None
     assert found[0] == found[1]
     assert str(service.cache).startswith("2 x (5 + 1) slots x ")
     assert service.cache.bytes == 2 * 6 * service.cache.tokens * service.cache.token_bytes
+
+
+def test_a_small_model_on_two_cores_has_two_engines_of_a_thread(
+    int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[int | None] = []
+
+    def create(model: str, device: runtime.Device, threads: int | None) -> InferenceSession:
+        opened.append(threads)
+        return runtime.create_session(model, device, threads)
+
+    monkeypatch.setattr(session, "create_session", create)
+    monkeypatch.setattr(placement, "available_threads", lambda: 2)
+    monkeypatch.setattr(runtime, "available_threads", lambda: 2)
+    with caplog.at_level("INFO"):
+        service = Service.open(int8_bundle.path, ServiceOptions(), Metrics())
+    assert isinstance(service.engine, EngineGroup) and opened == [1, 1]
+    assert service.cache.slots == 16 and service.engine.stats().slots == 32
+    assert caplog.text.count("device auto: running on the CPU, because") == 1
+    service = Service.open(int8_bundle.path, ServiceOptions(engines=1), Metrics())
+    assert isinstance(service.engine, Engine) and opened == [1, 1, None]
 
 
 def test_engines_are_for_cpus() -> None:
