@@ -107,5 +107,9 @@ def test_an_error_within_a_stream_is_counted(
         answer = server.client.post("/v1/generate", json=body)
         assert answer.status_code == 200 and '"code":"engine_failed"' in answer.text
         labels = {"code": "engine_failed", "endpoint": "/v1/generate"}
-        assert metric(server.client, "gpt2mt_request_errors_total", **labels) == 1
+
+        def counted() -> bool:  # once the stream has been closed, after its last byte
+            return metric(server.client, "gpt2mt_request_errors_total", **labels) == 1
+
+        server.wait(counted, "the error is not counted")
         assert metric(server.client, "gpt2mt_run_failures_total", phase="decode") > 0
