@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.tables import percentile
 
+Posted = tuple[str, bytes]  # path, body
 TIMEOUT = aiohttp.ClientTimeout(total=120)
 
 
@@ -41,7 +42,7 @@ class Load:
     target: str = "de"
     tokens: int = 64
 
-    def request(self, text: str) -> tuple[str, bytes]:
+    def request(self, text: str) -> Posted:
         body: dict[str, Any]
         if self.kind == "translate":
             path, body = "/v1/translate", {"text": text, "source": "en", "target": self.target}
@@ -60,10 +61,10 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 async def ask(
-    session: aiohttp.ClientSession, load: Load, text: str, planned: float, begin: float
+    session: aiohttp.ClientSession, load: Load, request: Posted, planned: float, begin: float
 ) -> Answer:
     """One request; an error is an answer that is not ok, and so is a stream that breaks off."""
-    path, body = load.request(text)
+    path, body = request
     first, tokens, ok = 0.0, 0, False
     try:
         async with session.post(path, data=body) as response:
@@ -97,13 +98,14 @@ async def open_loop(
     url: str, load: Load, texts: Sequence[str], times: Sequence[float]
 ) -> list[Answer]:
     """Send each text at its time, whatever has become of those before."""
+    requests = [load.request(text) for text in texts]
     async with session(url) as client:
         begin, tasks = time.perf_counter(), []
-        for planned, text in zip(times, texts, strict=True):
+        for planned, request in zip(times, requests, strict=True):
             wait = begin + planned - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(ask(client, load, text, planned, begin)))
+            tasks.append(asyncio.create_task(ask(client, load, request, planned, begin)))
         return list(await asyncio.gather(*tasks))
 
 
@@ -111,13 +113,13 @@ async def closed_loop(
     url: str, load: Load, texts: Sequence[str], clients: int
 ) -> tuple[list[Answer], float]:
     """So many callers, each with its next text as soon as it is answered; and the seconds."""
-    waiting = iter(texts)
+    waiting = iter([load.request(text) for text in texts])
     answers: list[Answer] = []
 
     async def caller(client: aiohttp.ClientSession, begin: float) -> None:
-        for text in waiting:
+        for request in waiting:
             planned = time.perf_counter() - begin
-            answers.append(await ask(client, load, text, planned, begin))
+            answers.append(await ask(client, load, request, planned, begin))
 
     async with session(url) as client:
         begin = time.perf_counter()

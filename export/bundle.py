@@ -47,8 +47,9 @@ GOLDEN_STEPS: Final = 12
 # Nats. Sums in another order differ in fp32 by 1e-6, which rounding to 8 bits now and then makes
 # a whole step of: between processors with AVX-512 VNNI and with AVX2 the bundled model's int8
 # differed by up to 0.075, as much as either does from fp32 (0.15). This finds a kernel that is
-# wrong, not one that saturates a little (0.08): no product here can, see `export.quantize`.
-GOLDEN_TOLERANCE: Final = {"fp32": 0.01, "int8": 0.25, "int4": 0.3, "fp16": 0.15}
+# wrong, not one that saturates a little (0.08): no product here can, see `export.quantize`. Int4
+# rounds activations and cache as int8 does.
+GOLDEN_TOLERANCE: Final = {"fp32": 0.01, "int8": 0.25, "int4": 0.25, "fp16": 0.15}
 
 
 def export_bundle(
