@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from app.bundle import Bundle
-from app.engine.memory import CacheSize, fit_cache
+from app.engine.memory import CacheSize
+from app.service import ServiceOptions, planned_cache
 from benchmarks.client import Load, closed_loop, session
 from benchmarks.command import parser
 from benchmarks.servers import Server, our_command
@@ -38,7 +39,7 @@ async def fill(url: str, cache: CacheSize) -> None:
 
 
 def measure(python: str, bundle: Path, starts: int) -> dict[str, Any]:
-    cache = fit_cache(Bundle.open(bundle).manifest, None, None)
+    cache = planned_cache(Bundle.open(bundle), ServiceOptions())
     command = our_command(python, bundle)
     ready = []
     for _ in range(starts - 1):

@@ -149,9 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0))
     commands = {"ours": our_command(options.server_python, place / "int8")}
     if cores > 1:
-        commands[f"ours, {cores} engines"] = our_command(
-            options.server_python, place / "int8", cores
-        )
+        commands["ours, 1 engine"] = our_command(options.server_python, place / "int8", 1)
     for inter, intra in layouts(cores):
         commands[f"CTranslate2 {inter} x {intra}"] = peer_command(place, inter, intra)
     load = Load(options.kind, options.target, options.tokens)

@@ -15,12 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from app.bundle import Bundle
-from app.engine.engine import Engine
 from app.engine.request import Event, Failed, Request, Token
-from app.engine.session import OnnxDecoder
 from app.metrics import Metrics
+from app.service import Service, ServiceOptions
 from app.tasks.attempts import SAMPLING
 from app.text.tokenizer import TextTokenizer
 from benchmarks.client import Load, closed_loop
@@ -35,8 +34,9 @@ CLIENTS = 32
 class Alone:
     """The engine with so many sequences in flight, the next one as soon as one ends."""
 
-    def __init__(self, bundle: Bundle, texts: Sequence[str], target: str) -> None:
-        self._engine = Engine(OnnxDecoder(bundle, slots=CLIENTS), Metrics())
+    def __init__(self, path: Path, texts: Sequence[str], target: str, engines: int | None) -> None:
+        service = Service.open(path, ServiceOptions(engines=engines), Metrics())
+        bundle, self._engine = service.bundle, service.engine
         self._engine.start()
         tokenizer = TextTokenizer.of(bundle)
         encoded = [tokenizer.encode(text, param="text") for text in texts]
@@ -76,9 +76,9 @@ class Alone:
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     texts, load = sentences(options.texts, 0), Load("translate", options.target)
-    alone = Alone(Bundle.open(options.bundle), texts, options.target)
+    alone = Alone(options.bundle, texts, options.target, options.engines)
     speeds: dict[str, list[float]] = {"engine": [], "http": []}
-    with Server(our_command(options.server_python, options.bundle)) as server:
+    with Server(our_command(options.server_python, options.bundle, options.engines)) as server:
         for at in range(options.rounds + 1):
             server.stop()
             engine = alone.run()
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--target", default="de", help="language translated to (default %(default)s)")
     add("--texts", type=int, default=640, help="sentences of a round (default %(default)s)")
     add("--rounds", type=int, default=5)
+    add("--engines", type=int, help="of the server and alone (default: the server's choice)")
     options = commands.parse_args(argv)
     speeds = measure(options)
     engine, http = (Spread.of(speeds[name]) for name in ("engine", "http"))

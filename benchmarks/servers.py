@@ -21,11 +21,12 @@ from typing import IO
 PATIENCE_S = 120.0
 
 
-def our_command(python: str, bundle: Path, engines: int = 1) -> list[str]:
-    """`gpt2-mt serve`, as the interpreter's environment has it."""
+def our_command(python: str, bundle: Path, engines: int | None = None) -> list[str]:
+    """`gpt2-mt serve`, as the interpreter's environment has it, with as many engines as it
+    would take by itself where none are given."""
     start = "import sys; from gpt2_mt.cli import main; sys.exit(main())"
     return [python, "-c", start, "serve", "--log-level", "warning", "--bundle", str(bundle),
-            "--set", f"engines={engines}"]  # fmt: skip
+            *(["--set", f"engines={engines}"] if engines else [])]  # fmt: skip
 
 
 def peer_command(place: Path, inter: int, intra: int) -> list[str]:
