@@ -34,7 +34,7 @@ demo: $(DEV)/.ready  ## the whole pipeline, small: corpus to translation in unde
 	$(DEV)/bin/gpt2-mt translate --bundle $(OUT)/bundle --source en --target de 'The doctor sells some bread today.'
 
 # Ours is served by the environment of `make serve`; the others live in one of their own.
-bench: $(SERVE)/.ready $(PEERS)/.ready  ## serving beside its peers, an idle machine for an hour
+bench: $(SERVE)/.ready $(PEERS)/.ready  ## serving beside its peers, an idle machine for 40 minutes
 	-$(PEERS)/bin/pip install --quiet llama-cpp-python==0.3.36
 	$(PEERS)/bin/python -m benchmarks.peers --out $(BENCH)
 	for model in bundled 32k; do for precision in int8 fp32; do \

@@ -138,7 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=64, help="most tokens generated (default %(default)s)")
     add("--texts", type=Path, help="lines to ask with, in place of made ones")
     add("--rates", type=float, nargs="+", help="only these rates, no search")
-    add("--seconds", type=float, default=30.0, help="of a trial (default %(default)s)")
+    add("--seconds", type=float, default=15.0, help="of a trial (default %(default)s)")
     add("--seed", type=int, default=0)
     return commands.parse_args(argv)
 

@@ -111,6 +111,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="exponent of GNMT's length normalisation of beams (default: %(default)s)")  # fmt: skip
     add("--lowercase", action="store_true", help="fold case in BLEU, as published Multi30k scores")
     add("--shortlist", action="store_true", help="use the bundle's shortlist")
+    add("--served", action="store_true",
+        help="as the server answers: sentence by sentence, doubtful ones again by beam")
     add("--pivot", metavar="LANGUAGE",
         help="translate through this language where it is neither source nor target; none: "
         "directly (default: as the bundle says)")  # fmt: skip
@@ -178,21 +180,25 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
+    from export.errors import ExportError
     from export.evaluate import evaluate, evaluate_text, open_translator, select
     from export.likelihood import table as text_table
     from export.routes import routed, ways
     from training.behaviour import table as behaviour_table
     from training.scores import table
 
+    if args.served and args.pivot:
+        raise ExportError("--pivot: not with --served, which goes as the bundle says")
     opened, served = open_translator(
-        args.model, args.batch, args.beam, args.length_penalty, args.shortlist
+        args.model, args.batch, args.beam, args.length_penalty, args.shortlist, args.served
     )
     if served or args.pairs:  # a model that was only pretrained does not translate
         tests = select(args.testdir, served, args.sets, args.pairs, args.limit)
         via = ways(args.model, served, args.pivot)
         with opened as translate:
+            translator = translate if args.served else routed(translate, via)
             rows = evaluate(
-                routed(translate, via), tests, lowercase=args.lowercase, via=via, out=args.out,
+                translator, tests, lowercase=args.lowercase, via=via, out=args.out,
                 progress=_progress,
             )  # fmt: skip
         _say(table(rows) + "\n")

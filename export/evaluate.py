@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from export.errors import ExportError
 from export.likelihood import TextLoss, measure_of
+from export.served import ServedTranslator
 from export.translator import BundleTranslator, Translate
 
 if TYPE_CHECKING:
@@ -93,18 +94,27 @@ def open_translator(
     beam: int = 1,
     length_penalty: float = 1.0,
     shortlist: bool = False,
+    served: bool = False,
 ) -> tuple[AbstractContextManager[Translate], set[str]]:
-    """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for."""
+    """A translator for a bundle or a checkpoint, and the directions ("en-de") it was made for.
+
+    `served`: what the server answers with, which a bundle alone can tell.
+    """
     folder = Path(model)
     if (folder / MANIFEST).is_file():
         bundle = Bundle.open(folder)
         pairs = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
+        if served:
+            return ServedTranslator(
+                folder, beam=beam, length_penalty=length_penalty, shortlist=shortlist
+            ), pairs
         opened = BundleTranslator(
             bundle, batch=batch, beam=beam, length_penalty=length_penalty, shortlist=shortlist
         )
         return opened, pairs
-    if shortlist:
-        raise ExportError(f"--shortlist: {str(folder)!r} is no bundle")
+    for option, given in (("--shortlist", shortlist), ("--served", served)):
+        if given:
+            raise ExportError(f"{option}: {str(folder)!r} is no bundle")
     if not (folder / "meta.json").is_file():
         raise ExportError(f"{str(folder)!r} is neither a bundle nor a checkpoint")
     from training.evaluate import checkpoint_translator  # torch

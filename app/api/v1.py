@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
+from pydantic import BaseModel
 
 from app.api import examples
 from app.api.access import CallerOf, ServiceOf, ServicesOf
@@ -33,6 +34,7 @@ from app.api.schemas import (
 from app.api.state import StateOf
 from app.api.streams import EventStream, server_timing
 from app.api.translations import answer_of, detected_of, events_of, timing_of, usage_of
+from app.engine.request import Timing
 from app.errors import (
     BadJson,
     BodyTooLarge,
@@ -77,10 +79,9 @@ router = APIRouter(prefix="/v1", tags=["v1"])
 async def translate(
     body: Annotated[TranslateRequest, Body(openapi_examples=examples.TRANSLATE)],
     request: Request,
-    response: Response,
     state: StateOf,
     services: ServicesOf,
-) -> TranslateAnswer | Response:
+) -> Response:
     """Answers stand in the order of the texts; all sentences are batched together. An item of an
     array that cannot be translated has an `error`. With `stream`, server-sent events: `token` (the
     next characters of a draft, at `offset` in the item's translation), `sentence` (final, in place
@@ -107,8 +108,7 @@ async def translate(
         )
     work = service.translator.run(*ask, options=options, each=True)
     result = await unless_gone(request, work)
-    response.headers["Server-Timing"] = server_timing(result.timing)
-    return answer_of(result, model, bool(found))
+    return _told(answer_of(result, model, bool(found)), result.timing)
 
 
 @router.post(
@@ -121,10 +121,9 @@ async def translate(
 async def generate(
     body: Annotated[GenerateRequest, Body(openapi_examples=examples.GENERATE)],
     request: Request,
-    response: Response,
     state: StateOf,
     services: ServicesOf,
-) -> GenerateAnswer | Response:
+) -> Response:
     """With `stream`, server-sent events carry `{"index", "text", "finish_reason"}` each, with
     `logprobs` those of the text's tokens as well, and the last one is `[DONE]`; an error after the
     first event comes as `{"error": {...}}`."""
@@ -141,8 +140,7 @@ async def generate(
             scope["state"]["request_id"],
         )
     result = await unless_gone(request, service.generator.run(body.prompt, options, deadline))
-    response.headers["Server-Timing"] = server_timing(result.timing)
-    return GenerateAnswer(
+    answer = GenerateAnswer(
         generations=[
             GenerationAnswer(
                 text=g.text,
@@ -154,6 +152,16 @@ async def generate(
         usage=usage_of(result.usage),
         timing=timing_of(result.timing),
         model=service.bundle.manifest.name,
+    )
+    return _told(answer, result.timing)
+
+
+def _told(answer: BaseModel, timing: Timing) -> Response:
+    """The answer as it is: the framework would validate and copy it again."""
+    return Response(
+        answer.model_dump_json(),
+        media_type="application/json",
+        headers={"Server-Timing": server_timing(timing)},
     )
 
 

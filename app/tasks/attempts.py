@@ -20,7 +20,7 @@ from app.tasks.pieces import Piece, bare
 from app.tasks.shortlist import Shortlist
 from app.text import numbers
 from app.text.protect import Builder, Protected, Span, public
-from app.text.quality import FLAGS, Flag, flags, in_order
+from app.text.quality import FLAGS, Flag, flags, in_order, unlooped
 from app.text.segment import spaced, translatable
 from app.text.standins import Masked, mask, segments, unmask
 from app.text.tokenizer import TextTokenizer
@@ -221,8 +221,23 @@ class Attempts:
         return replace(found, flags=in_order(signs), lost=lost, hits=frozenset(hits - misses),
                        misses=frozenset(misses))  # fmt: skip
 
-    def repaired(self, found: Candidate, piece: Piece) -> Candidate:
-        """With its wrong numbers put right, if it is plain which are meant."""
+    def repaired(self, found: Candidate, piece: Piece, loops: bool) -> Candidate:
+        """With its wrong numbers put right, if it is plain which are meant; with `loops` without
+        its endless repetition first."""
+        return self._numbered(self._unlooped(found, piece) if loops else found, piece)
+
+    def _unlooped(self, found: Candidate, piece: Piece) -> Candidate:
+        """Its flags stay: what is left is no whole translation."""
+        if "repetition" not in found.flags:
+            return found
+        source = found.text.text
+        left = unlooped(source, found.output)
+        if left is None or _lost(piece.text, left) != found.lost:
+            return found
+        others = tuple((unlooped(source, text) or text, score) for text, score in found.hypotheses)
+        return replace(found, output=left, hypotheses=others, repaired=True)
+
+    def _numbered(self, found: Candidate, piece: Piece) -> Candidate:
         if "numbers" not in found.flags or found.text is not piece.text:
             return found
 

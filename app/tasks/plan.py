@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from app.bundle import Manifest
 from app.errors import InvalidField, TooLong, UnknownLanguage
@@ -23,7 +24,6 @@ from app.text.chinese import (
     Variant,
     certain,
     is_traditional,
-    known_as,
     offered,
     variants,
 )
@@ -84,9 +84,13 @@ class Planner:
         self._via = manifest.via
         self._scripts = scripts_of(manifest.languages)
         self._limits = limits
+        self._found = lru_cache(256)(self._pair)
 
     def pair(self, source: str, target: str, unchanged: bool = False) -> tuple[str, str]:
         """The offered codes that are meant; `auto` stays what it is."""
+        return self._found(source, target, unchanged)
+
+    def _pair(self, source: str, target: str, unchanged: bool) -> tuple[str, str]:
         ends = {t for _, t in self._pairs}
         targets = sorted(code for code in self._offered if self._known(code) in ends)
         found = served(target, targets)
@@ -147,7 +151,7 @@ class Planner:
         return self._detector.ranked(text, among)
 
     def _known(self, code: str) -> str:
-        return known_as(code, self._languages)
+        return SIMPLIFIED if code in self._variants else code
 
     def leads(self, source: str, target: str, unchanged: bool = False) -> bool:
         """Whether there is a way; between the scripts of Chinese it needs no model."""

@@ -230,7 +230,7 @@ class Rounds:
         if self._retry and found.lost and found.method != "segments":
             self._wanted.append((i, False))
             return
-        self.made[i] = self._attempts.repaired(found, self._pieces[i])
+        self.made[i] = self._attempts.repaired(found, self._pieces[i], self._retry)
 
     def _doubtful(self, found: Candidate) -> bool:
         """With alternatives asked for, only what loses protected words is tried again."""

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from app.text.numbers import compare
 
@@ -54,7 +54,7 @@ def flags(
     found: dict[Flag, bool] = {
         "numbers": bool(numbers.missing or numbers.added),
         "truncated": cut,
-        "repetition": _run(theirs) >= max(_RUN, _run(mine) + 1),
+        "repetition": unlooped(source, output) is not None,
         "length": not _SHORTEST * tokens[0] - _SLACK <= tokens[1] <= _LONGEST * tokens[0] + _SLACK
         or (bool(mine) and not output.strip()),
         "copied": len(mine) > 2 and mine == theirs,
@@ -84,15 +84,69 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORDS.findall(text)]
 
 
-def _run(words: Sequence[str]) -> int:
-    """How often one to eight words come again directly behind themselves, at most."""
-    most = 1 if words else 0
-    for size in range(1, min(8, len(words) // 2) + 1):
-        same = 0
-        for i in range(size, len(words)):
-            same = same + 1 if words[i] == words[i - size] else 0
-            most = max(most, same // size + 1)
-    return most
+def unlooped(source: str, output: str) -> str | None:
+    """The output without its endless repetition; None if there is none.
+
+    It is one to eight words four times in a row, or three times at two places or more, or the same
+    four words at four places: each more often than the source has it. Where it is words in a row at
+    one place, they stay once; else the output breaks off, which an ellipsis tells.
+    """
+    mine, theirs = _words(source), _words(output)
+    runs, usual = _runs(theirs), _runs(mine)
+    most = max((run.times for run in usual), default=1)
+    long = any(run.times >= max(_RUN, most + 1) for run in runs)
+    if not long and len(runs) < max(2, len(usual) + 1):
+        runs = []
+    at = runs[0].at if runs else _often(theirs, mine)
+    if at is None:
+        return None
+    spans = [word.span() for word in _WORDS.finditer(output)]
+    before = output[: spans[at - 1][1]] if at else ""
+    if len(runs) == 1:
+        (run,) = runs
+        return before + output[spans[run.at + run.size * (run.times - 1) - 1][1] :]
+    return before + "…"
+
+
+class _Run(NamedTuple):
+    at: int  # the first word of the second time
+    size: int
+    times: int
+
+
+def _runs(words: Sequence[str]) -> list[_Run]:
+    """Where one to eight words come three times in a row or more; of runs that overlap the first,
+    with the fewest words."""
+    found: list[_Run] = []
+    end = 0
+    for begin in range(len(words)):
+        if begin < end:
+            continue
+        for size in range(1, min(8, (len(words) - begin) // 3) + 1):
+            same = begin + size
+            while same < len(words) and words[same] == words[same - size]:
+                same += 1
+            if (times := (same - begin) // size) >= 3:
+                found.append(_Run(begin + size, size, times))
+                end = same
+                break
+    return found
+
+
+def _often(words: Sequence[str], usual: Sequence[str]) -> int | None:
+    """The second place of four words that come at four places, unless the source has such."""
+    places = _places(words)
+    begins = [found[1] for found in places.values() if len(found) >= _RUN]
+    source = max(map(len, _places(usual).values()), default=0)
+    return min(begins, default=None) if source < _RUN else None
+
+
+def _places(words: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    """Where each four words in a row stand."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for i in range(len(words) - 3):
+        places.setdefault(tuple(words[i : i + 4]), []).append(i)
+    return places
 
 
 def _foreign(source: str, output: str, target: str) -> bool:

@@ -134,6 +134,27 @@ def test_numbers_are_sought_then_put_right(service: Service) -> None:
     assert one.quality.flags == ("numbers",)
 
 
+def test_endless_repetition_is_taken_out_where_no_beam_helps(service: Service) -> None:
+    bench = Bench(service, lambda text, beam: "die Katze Katze Katze Katze schläft.")
+    (one,) = bench.run("The cat sleeps.")
+    assert one.text == "die Katze schläft." and "repetition" in one.quality.flags
+    assert one.quality.sentences[0].method == "repair" and len(bench.engine.rounds) == 2
+    (one,) = bench.run("The cat sleeps.", beam=2, alternatives=2)
+    assert [other.text for other in one.alternatives] == [one.text] == ["die Katze schläft."]
+    (one,) = bench.run("The cat sleeps.", retry=False)  # it may be told already
+    assert one.text == "die Katze Katze Katze Katze schläft."
+    cured = Bench(service, lambda text, beam: "die Katze." if beam else "Katze " * 4)
+    (one,) = cured.run("The cat sleeps.")
+    assert one.quality.flags == () and one.quality.sentences[0].method == "beam"
+
+
+def test_protected_words_are_not_taken_out_with_a_repetition(service: Service) -> None:
+    loop = "Hallo so so so so Boston und und und und"
+    bench = Bench(service, lambda text, beam: loop if "Boston" in text else "Hallo.")
+    (one,) = bench.run("Hello {name}!")
+    assert "{name}" in one.text and one.quality.sentences[0].lost == ()
+
+
 def test_terms_are_sought_then_told(service: Service) -> None:
     glossary = Glossary.of({"cat": "K & ter", "dog": "Hund"})
     bench = Bench(service, lambda text, beam: f"Der {text.split()[1]}")

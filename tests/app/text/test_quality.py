@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.text.quality import flags
+from app.text.quality import flags, unlooped
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,28 @@ def test_flags_of_what_the_engine_told() -> None:
     text = ("The cat sleeps.", "Die Katze schläft.", ("en", "de"))
     assert flags(*text, (10, 60), -3.0, True) == ("truncated", "length", "score")
     assert flags(*text, (100, 10), None, False) == ("length",)
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "expected"),
+    [
+        ("The cat sleeps.", "die die die die Katze schläft.", "die Katze schläft."),
+        ("The cat sleeps.", "Es ist kalt, es ist kalt, es ist kalt, es ist kalt.", "Es ist kalt."),
+        ("The cat sleeps.", "die Bit-Bit-Bit-Bin-Bin-Bin-Bet", "die Bit…"),
+        ("The cat sleeps.", "die Katze die Katze die Katze und so und so und so", "die Katze…"),
+        (
+            "The cat sleeps.",
+            "für die Zeit von a, für die Zeit von b, für die Zeit von c, für die Zeit von d",
+            "für die Zeit von a…",
+        ),
+        ("The cat sleeps.", "她喜欢喜欢喜欢喜欢猫。", "她喜欢猫。"),
+        ("No no no no no.", "Nein nein nein nein nein.", None),
+        ("Ha ha ha! Ho ho ho!", "Ha ha ha! Ho ho ho!", None),
+        ("The cat sleeps.", "Ja, ja, ja.", None),
+        ("The cat sleeps.", "", None),
+    ],
+)
+def test_endless_repetition_is_taken_out(source: str, output: str, expected: str | None) -> None:
+    assert unlooped(source, output) == expected
+    if expected is not None:
+        assert unlooped(source, expected) is None
