@@ -35,7 +35,7 @@ async def fill(url: str, cache: CacheSize) -> None:
             assert response.status == 200, await response.text()
 
     async with session(url) as client:
-        await asyncio.gather(*(one(f"Number {i}") for i in range(cache.slots)))
+        await asyncio.gather(*(one(f"Number {i}") for i in range(cache.slots * cache.engines)))
 
 
 def measure(python: str, bundle: Path, starts: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def measure(python: str, bundle: Path, starts: int) -> dict[str, Any]:
         asyncio.run(fill(server.url, cache))
         filled = server.resident()
         texts = sentences(500, 0)
-        asyncio.run(closed_loop(server.url, Load("translate"), texts, cache.slots))
+        asyncio.run(closed_loop(server.url, Load("translate"), texts, cache.slots * cache.engines))
         loaded = server.resident()
     return {"ready_s": ready, "cache_mb": cache.bytes / 1e6, "resident_begun_mb": begun,
             "resident_filled_mb": filled, "resident_loaded_mb": loaded}  # fmt: skip

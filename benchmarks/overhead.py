@@ -50,12 +50,13 @@ class Alone:
         work, lock, done = iter(self._work), threading.Lock(), threading.Event()
         tokens, left = 0, len(self._work)
 
-        def hear(event: Event) -> None:  # on the engine's thread
+        def hear(event: Event) -> None:  # on the threads of the engines
             nonlocal tokens, left
-            if isinstance(event, Token):
-                tokens += 1
-                return
-            left = 0 if isinstance(event, Failed) else left - 1
+            with lock:
+                if isinstance(event, Token):
+                    tokens += 1
+                    return
+                left = 0 if isinstance(event, Failed) else left - 1
             submit()
             if not left:
                 done.set()

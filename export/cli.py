@@ -104,7 +104,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--sets", type=_names, default=[], help="names of sets, comma-separated (default: all)")
     add("--pairs", type=_names, default=[], help="directions such as en-de,de-en")
     add("--limit", type=_positive, help="sentences per set and direction (default: all)")
-    add("--batch", type=_positive, default=32, help="sequences at a time (default: %(default)s)")
+    add("--batch", type=_positive, default=32,
+        help="sequences at a time (default: %(default)s; not with --served)")  # fmt: skip
     add("--beam", type=_positive, default=1,
         help="size of the beam search; 1 is greedy (default: %(default)s)")  # fmt: skip
     add("--length-penalty", type=float, default=1.0,
@@ -199,7 +200,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             translator = translate if args.served else routed(translate, via)
             rows = evaluate(
                 translator, tests, lowercase=args.lowercase, via=via, out=args.out,
-                progress=_progress,
+                served=args.served, progress=_progress,
             )  # fmt: skip
         _say(table(rows) + "\n")
         seen = ((r.set, r.source, r.target, r.behaviour) for r in rows)

@@ -33,12 +33,14 @@ def evaluate(
     *,
     lowercase: bool = False,
     via: Mapping[str, str] | None = None,
+    served: bool = False,
     out: Path | None = None,
     progress: Callable[[Scores, float], None] = lambda scores, seconds: None,
 ) -> list[Scores]:
     """Translate and score every test set; hypotheses and results.json go to `out`.
 
-    `lowercase` folds case in BLEU, `via` (pair to the language it goes through) is recorded.
+    `lowercase` folds case in BLEU; `via` (pair to the language it goes through) and `served` are
+    recorded.
     """
     from training.behaviour import observe
     from training.rules import Identifier
@@ -54,7 +56,7 @@ def evaluate(
         progress(rows[-1], time.monotonic() - begin)
         if out is not None:
             _write_hypotheses(out, test, results)
-            _write_results(out, rows, via or {})
+            _write_results(out, rows, via or {}, served)
     return rows
 
 
@@ -162,9 +164,12 @@ def _write_hypotheses(out: Path, test: TestSet, results: Sequence[tuple[str, str
     (out / f"{test.name}.{test.source}-{test.target}.hyp").write_text(text, encoding="utf-8")
 
 
-def _write_results(out: Path, rows: Sequence[Scores], via: Mapping[str, str]) -> None:
+def _write_results(
+    out: Path, rows: Sequence[Scores], via: Mapping[str, str], served: bool
+) -> None:
     data: dict[str, object] = {
         "via": dict(via),
+        "served": served,
         "scores": [entry.model_dump() for row in rows for entry in entries(row)],
         "rows": [row.as_dict() for row in rows],
     }

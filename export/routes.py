@@ -102,6 +102,10 @@ def _read(path: Path) -> dict[str, Any]:
         if isinstance(data, list):
             data = {"scores": data}
         scores = [ScoreEntry.model_validate(entry) for entry in data["scores"]]
-        return {"via": {**data.get("via", {})}, "rows": [*data.get("rows", [])], "scores": scores}
+        found = {"via": {**data.get("via", {})}, "rows": [*data.get("rows", [])], "scores": scores}
+        served = bool(data.get("served"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"scores file {str(path)!r} cannot be read: {error}") from None
+    if served:  # would be compared with the scores of lines by themselves
+        raise ExportError(f"{str(path)!r} is of `evaluate --served`: measure it without")
+    return found

@@ -19,7 +19,7 @@ from app.tasks.job import unheard
 from app.tasks.pieces import Piece, bare
 from app.tasks.shortlist import Shortlist
 from app.text import numbers
-from app.text.protect import Builder, Protected, Span, public
+from app.text.protect import Builder, Protected, Span, is_private, public
 from app.text.quality import FLAGS, Flag, flags, in_order, unlooped
 from app.text.segment import spaced, translatable
 from app.text.standins import Masked, mask, segments, unmask
@@ -227,15 +227,15 @@ class Attempts:
         return self._numbered(self._unlooped(found, piece) if loops else found, piece)
 
     def _unlooped(self, found: Candidate, piece: Piece) -> Candidate:
-        """Its flags stay: what is left is no whole translation."""
-        if "repetition" not in found.flags:
+        """What is far too long as well; its flags stay, for what is left is no whole translation.
+        Marks and protected words, and what the output was to begin with, are never taken out."""
+        if "repetition" not in found.flags or not {"truncated", "length"} & {*found.flags}:
             return found
-        source = found.text.text
-        left = unlooped(source, found.output)
-        if left is None or _lost(piece.text, left) != found.lost:
+        left = None if piece.forced else unlooped(found.text.text, found.output)
+        if left is None or _privates(left) != _privates(found.output):
             return found
-        others = tuple((unlooped(source, text) or text, score) for text, score in found.hypotheses)
-        return replace(found, output=left, hypotheses=others, repaired=True)
+        again = self._judged(replace(found, output=left, repaired=True), piece, False)
+        return replace(again, flags=in_order({*found.flags, *again.flags}))
 
     def _numbered(self, found: Candidate, piece: Piece) -> Candidate:
         if "numbers" not in found.flags or found.text is not piece.text:
@@ -281,6 +281,10 @@ def scored(candidates: Sequence[Candidate], hypotheses: Sequence[Hypothesis]) ->
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _privates(text: str) -> list[str]:
+    return [char for char in text if is_private(char)]
 
 
 def _lost(text: Protected, output: str) -> tuple[str, ...]:

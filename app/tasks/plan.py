@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from app.bundle import Manifest
 from app.errors import InvalidField, TooLong, UnknownLanguage
@@ -277,7 +277,8 @@ class Planner:
             (self._limits.context - overhead) // 3, self._limits.max_prompt_tokens - overhead
         )
         most = max(self._limits.max_pieces // plan.options.beam, 1)
-        layout = lay_out(text, source, lambda piece: self._tokenizer.count(convert(piece)) <= limit)
+        count = cache(self._tokenizer.count)  # a piece is often counted twice
+        layout = lay_out(text, source, lambda piece: count(convert(piece)) <= limit)
         numbers: list[int | None] = []
         for piece in layout.pieces:
             if (source, plan.language) not in self._pairs or not self._readable(piece):
@@ -286,7 +287,7 @@ class Planner:
             numbers.append(len(plan.pieces))
             forced = () if plan.pieces else plan.prefix
             own = Protected(convert(piece), text.spans)
-            tokens = self._tokenizer.count(bare(own, own.text))
+            tokens = count(bare(own, own.text))
             languages = source, plan.language
             via = self._via.get(f"{source}-{plan.language}")
             plan.pieces.append(Piece(own, param, languages, tokens, forced, glossary, via))

@@ -230,7 +230,8 @@ class Rounds:
         if self._retry and found.lost and found.method != "segments":
             self._wanted.append((i, False))
             return
-        self.made[i] = self._attempts.repaired(found, self._pieces[i], self._retry)
+        loops = self._retry and not self._options.alternatives  # which are told as they are
+        self.made[i] = self._attempts.repaired(found, self._pieces[i], loops)
 
     def _doubtful(self, found: Candidate) -> bool:
         """With alternatives asked for, only what loses protected words is tried again."""

@@ -37,6 +37,7 @@ _SCRIPTS = {
 } | dict.fromkeys(("en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "da", "nb", "fi",
                    "tr", "ro", "hu", "vi", "id"), {"LATIN"})  # fmt: skip
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_INSIDE = re.compile(r"([^\W\d_]{2,12}?)\1{3,}")
 _RUN = 4  # times in a row
 
 
@@ -88,20 +89,35 @@ def unlooped(source: str, output: str) -> str | None:
     """The output without its endless repetition; None if there is none.
 
     It is one to eight words four times in a row, or three times at two places or more, or the same
-    four words at four places: each more often than the source has it. Where it is words in a row at
-    one place, they stay once; else the output breaks off, which an ellipsis tells.
+    four words at four places, or the same letters four times in a row inside a word: each more
+    often than the source has it. Numbers are no such words. Where it is words or letters in a row
+    at one place, they stay once; else the output breaks off, which an ellipsis tells. A good output
+    may have such a repetition too (laughter, a name of four characters): take this only where there
+    is more than that to say against it.
     """
-    mine, theirs = _words(source), _words(output)
+    words = output if _INSIDE.search(source) else _INSIDE.sub(r"\1", output)
+    left = _broken_off(source, words)
+    if left is None and words != output:
+        return words
+    return left
+
+
+def _broken_off(source: str, output: str) -> str | None:
+    theirs = _words(output)
+    if max(Counter(theirs).values(), default=0) < 3:  # as nearly always
+        return None
+    mine = _words(source)
     runs, usual = _runs(theirs), _runs(mine)
-    most = max((run.times for run in usual), default=1)
-    long = any(run.times >= max(_RUN, most + 1) for run in runs)
-    if not long and len(runs) < max(2, len(usual) + 1):
+    least = max(_RUN, max((run.times for run in usual), default=1) + 1)
+    if long := [run for run in runs if run.times >= least]:
+        runs = long
+    elif len(runs) < max(2, len(usual) + 1):
         runs = []
     at = runs[0].at if runs else _often(theirs, mine)
     if at is None:
         return None
     spans = [word.span() for word in _WORDS.finditer(output)]
-    before = output[: spans[at - 1][1]] if at else ""
+    before = output[: spans[at - 1][1]]
     if len(runs) == 1:
         (run,) = runs
         return before + output[spans[run.at + run.size * (run.times - 1) - 1][1] :]
@@ -126,7 +142,8 @@ def _runs(words: Sequence[str]) -> list[_Run]:
             same = begin + size
             while same < len(words) and words[same] == words[same - size]:
                 same += 1
-            if (times := (same - begin) // size) >= 3:
+            times = (same - begin) // size
+            if times >= 3 and not all(map(str.isdigit, words[begin : begin + size])):
                 found.append(_Run(begin + size, size, times))
                 end = same
                 break

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from app.bundle import Bundle, Manifest
 from app.errors import InvalidField, NotFound
-
-_RECENT, _SHORT = 256, 1000  # texts whose ids are kept, characters of such
 
 
 class TextTokenizer:
@@ -29,7 +26,6 @@ class TextTokenizer:
         self._templates = manifest.templates
         self.end_ids = frozenset({manifest.tokens.end})
         self._bytes = _token_bytes(self._tokenizer)
-        self._recent = lru_cache(_RECENT)(self._encoded)
 
     @classmethod
     def of(cls, bundle: Bundle) -> TextTokenizer:
@@ -38,7 +34,8 @@ class TextTokenizer:
     def encode(self, text: str, *, param: str) -> list[int]:
         """Ids of plain text; `param` is the request's field that it came from."""
         check_text(text, param=param)
-        return list(self._ids(text))
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def spans(self, text: str, *, param: str) -> list[tuple[int, int, int]]:
         """Of each token its id and which characters it is of: from, to. Some share a character."""
@@ -47,14 +44,7 @@ class TextTokenizer:
         return [(i, *span) for i, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def count(self, text: str) -> int:
-        return len(self._ids(text))
-
-    def _ids(self, text: str) -> Sequence[int]:
-        """A sentence is counted before it is encoded, so short texts are kept for a while."""
-        return self._recent(text) if len(text) <= _SHORT else self._encoded(text)
-
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; special tokens have none."""

@@ -125,6 +125,21 @@ def test_evaluate(
         main("evaluate", model, tmp_path / "sets", "--sets", "newstest")
 
 
+def test_evaluate_as_served(
+    main: Main, fp32_bundle: Bundle, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_testset(tmp_path / "sets")
+    out = tmp_path / "out"
+    asked = (tmp_path / "sets", "--pairs", "en-de", "--served", "--out", out)
+    assert main("evaluate", fp32_bundle.path, *asked) == 0
+    with pytest.raises(ExportError, match="--served"):
+        recorded(out / "results.json")
+    with pytest.raises(ExportError, match="--pivot"):
+        main("evaluate", fp32_bundle.path, *asked, "--pivot", "en")
+    with pytest.raises(ExportError, match="no bundle"):
+        main("evaluate", random_checkpoint, *asked)
+
+
 @pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
 def test_models_are_evaluated_by_beam(
     main: Main, fp32_bundle: Bundle, random_checkpoint: Path, tmp_path: Path, kind: str

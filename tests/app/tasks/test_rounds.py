@@ -140,7 +140,8 @@ def test_endless_repetition_is_taken_out_where_no_beam_helps(service: Service) -
     assert one.text == "die Katze schläft." and "repetition" in one.quality.flags
     assert one.quality.sentences[0].method == "repair" and len(bench.engine.rounds) == 2
     (one,) = bench.run("The cat sleeps.", beam=2, alternatives=2)
-    assert [other.text for other in one.alternatives] == [one.text] == ["die Katze schläft."]
+    assert one.text == "die Katze Katze Katze Katze schläft."  # alternatives are told as they are
+    assert [other.text for other in one.alternatives] == [one.text]
     (one,) = bench.run("The cat sleeps.", retry=False)  # it may be told already
     assert one.text == "die Katze Katze Katze Katze schläft."
     cured = Bench(service, lambda text, beam: "die Katze." if beam else "Katze " * 4)
@@ -148,11 +149,38 @@ def test_endless_repetition_is_taken_out_where_no_beam_helps(service: Service) -
     assert one.quality.flags == () and one.quality.sentences[0].method == "beam"
 
 
-def test_protected_words_are_not_taken_out_with_a_repetition(service: Service) -> None:
-    loop = "Hallo so so so so Boston und und und und"
-    bench = Bench(service, lambda text, beam: loop if "Boston" in text else "Hallo.")
-    (one,) = bench.run("Hello {name}!")
-    assert "{name}" in one.text and one.quality.sentences[0].lost == ()
+def test_what_is_not_far_too_long_is_left(service: Service) -> None:
+    bench = Bench(service, lambda text, beam: "so so so so")
+    (one,) = bench.run("The cat sleeps in the house of my friend.")
+    assert one.text == "so so so so" and "repetition" in one.quality.flags
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "kept"),
+    [
+        ("Hello {name}!", {}, "{name}"),
+        ("Hello 🎉 you", {}, "🎉"),
+        ("<p><b>The cat</b> sleeps.</p>", {"format": "html"}, "</b>"),
+        ("The cat sleeps.", {"prefix": "no no no no"}, "no no no no"),
+    ],
+)
+def test_marks_words_and_a_prefix_are_not_taken_out(
+    service: Service, text: str, options: dict[str, Any], kept: str
+) -> None:
+    def loop(text: str, beam: bool) -> str:
+        name = "Boston " if "Boston" in text else ""
+        return "no no no no " + name + "und " * 40
+
+    (one,) = Bench(service, loop).run(text, **options)
+    assert kept in one.text
+
+
+def test_what_a_repetition_took_with_it_is_judged_again(service: Service) -> None:
+    glossary = Glossary.of({"dog": "Hund"})
+    bench = Bench(service, lambda text, beam: "und so so so so ja ja ja ja Hund und viel mehr so")
+    (one,) = bench.run("The dog sleeps.", glossary=glossary)
+    assert one.text == "und so…"
+    assert {"glossary", "repetition"} <= {*one.quality.flags} and one.quality.misses == ("dog",)
 
 
 def test_terms_are_sought_then_told(service: Service) -> None:
