@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from app.bundle import MANIFEST, Bundle, ScoreEntry
 from export.errors import ExportError
 from export.likelihood import TextLoss, measure_of
-from export.served import ServedTranslator
+from export.served import served_translator
 from export.translator import BundleTranslator, Translate
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def open_translator(
         bundle = Bundle.open(folder)
         pairs = {f"{a}-{b}" for a, b in bundle.manifest.pairs}
         if served:
-            return ServedTranslator(
+            return served_translator(
                 folder, beam=beam, length_penalty=length_penalty, shortlist=shortlist
             ), pairs
         opened = BundleTranslator(

@@ -7,53 +7,35 @@ HTTP; texts with their finish reasons come out, in order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from app.metrics import Metrics
 from app.service import Service, ServiceOptions
 from app.tasks.job import Deadline
 from app.tasks.translate import TranslateOptions
-from export.translator import Result
+from export.translator import Result, Translate
 
 _ANY = 10**9
 
 
-class ServedTranslator:
-    """Greedy or by beam; a context manager, whose engines run inside it.
+@contextmanager
+def served_translator(
+    bundle: Path, *, beam: int = 1, length_penalty: float = 1.0, shortlist: bool = False
+) -> Iterator[Translate]:
+    """Greedy or by beam, while its engines run.
 
-    Raises InvalidField of the first text that cannot be translated, such as one that is too long.
+    It raises InvalidField of the first text that cannot be translated, such as a too long one.
     """
+    search = TranslateOptions(beam, length_penalty)
+    options = ServiceOptions(shortlist=shortlist, max_queue=_ANY, max_characters=_ANY)
+    service = Service.open(bundle, options, Metrics())
 
-    def __init__(
-        self,
-        bundle: Path,
-        *,
-        beam: int = 1,
-        length_penalty: float = 1.0,
-        shortlist: bool = False,
-    ) -> None:
-        self._options = TranslateOptions(beam, length_penalty)
-        options = ServiceOptions(shortlist=shortlist, max_queue=_ANY, max_characters=_ANY)
-        self._service = Service.open(bundle, options, Metrics())
-
-    def __enter__(self) -> ServedTranslator:
-        self._service.engine.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._service.engine.stop(drain=False)
-
-    def __call__(self, texts: Sequence[str], source: str, target: str) -> list[Result]:
+    def translate(texts: Sequence[str], source: str, target: str) -> list[Result]:
         async def one(text: str) -> Result:
-            result = await self._service.translator.run(
-                text, source, target, Deadline.after(_ANY), options=self._options, unchanged=True
+            result = await service.translator.run(
+                text, source, target, Deadline.after(_ANY), options=search, unchanged=True
             )
             (found,) = result.translations
             return Result(found.text, "length" if found.truncated else found.finish_reason)
@@ -62,3 +44,9 @@ class ServedTranslator:
             return await asyncio.gather(*map(one, texts))
 
         return asyncio.run(every())
+
+    service.engine.start()
+    try:
+        yield translate
+    finally:
+        service.engine.stop(drain=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
 
 from app.bundle import Manifest
 from app.errors import InvalidField, TooLong, UnknownLanguage
@@ -24,6 +23,7 @@ from app.text.chinese import (
     Variant,
     certain,
     is_traditional,
+    known_as,
     offered,
     variants,
 )
@@ -84,13 +84,9 @@ class Planner:
         self._via = manifest.via
         self._scripts = scripts_of(manifest.languages)
         self._limits = limits
-        self._found = lru_cache(256)(self._pair)
 
     def pair(self, source: str, target: str, unchanged: bool = False) -> tuple[str, str]:
         """The offered codes that are meant; `auto` stays what it is."""
-        return self._found(source, target, unchanged)
-
-    def _pair(self, source: str, target: str, unchanged: bool) -> tuple[str, str]:
         ends = {t for _, t in self._pairs}
         targets = sorted(code for code in self._offered if self._known(code) in ends)
         found = served(target, targets)
@@ -151,7 +147,7 @@ class Planner:
         return self._detector.ranked(text, among)
 
     def _known(self, code: str) -> str:
-        return SIMPLIFIED if code in self._variants else code
+        return known_as(code, self._languages)
 
     def leads(self, source: str, target: str, unchanged: bool = False) -> bool:
         """Whether there is a way; between the scripts of Chinese it needs no model."""
@@ -277,8 +273,7 @@ class Planner:
             (self._limits.context - overhead) // 3, self._limits.max_prompt_tokens - overhead
         )
         most = max(self._limits.max_pieces // plan.options.beam, 1)
-        count = cache(self._tokenizer.count)  # a piece is often counted twice
-        layout = lay_out(text, source, lambda piece: count(convert(piece)) <= limit)
+        layout = lay_out(text, source, lambda piece: self._tokenizer.count(convert(piece)) <= limit)
         numbers: list[int | None] = []
         for piece in layout.pieces:
             if (source, plan.language) not in self._pairs or not self._readable(piece):
@@ -287,7 +282,7 @@ class Planner:
             numbers.append(len(plan.pieces))
             forced = () if plan.pieces else plan.prefix
             own = Protected(convert(piece), text.spans)
-            tokens = count(bare(own, own.text))
+            tokens = self._tokenizer.count(bare(own, own.text))
             languages = source, plan.language
             via = self._via.get(f"{source}-{plan.language}")
             plan.pieces.append(Piece(own, param, languages, tokens, forced, glossary, via))

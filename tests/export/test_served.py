@@ -9,7 +9,7 @@ from app.bundle import Bundle
 from app.errors import InvalidField
 from app.main import create_app
 from app.settings import Settings
-from export.served import ServedTranslator
+from export.served import served_translator
 from tests.servers import serve
 
 TEXTS = [
@@ -22,7 +22,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("beam", [1, 2])
 def test_texts_come_back_as_from_the_server(int8_bundle: Bundle, beam: int) -> None:
-    with ServedTranslator(int8_bundle.path, beam=beam) as translate:
+    with served_translator(int8_bundle.path, beam=beam) as translate:
         results = translate(TEXTS, "en", "de")
         assert translate([], "en", "de") == []
     with serve(create_app(Settings(bundle=int8_bundle.path))) as server:
@@ -37,5 +37,5 @@ def test_texts_come_back_as_from_the_server(int8_bundle: Bundle, beam: int) -> N
 
 
 def test_what_the_server_refuses_is_refused(int8_bundle: Bundle) -> None:
-    with ServedTranslator(int8_bundle.path) as translate, pytest.raises(InvalidField):
+    with served_translator(int8_bundle.path) as translate, pytest.raises(InvalidField):
         translate(["Hello."], "en", "xx")
